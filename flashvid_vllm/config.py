@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: MIT
+"""The settings of FlashVID: one frozen dataclass, validated when built."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
+
+Selection = Literal["attention_diversity_event", "attention_diversity", "attention", "diversity"]
+Matching = Literal["tree", "position"]
+Backend = Literal["auto", "torch", "native", "triton"]
+
+DEFAULT_RETENTION_RATIO = 0.25
+MAX_INT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class FlashVidConfig:
+    """How a video is compressed (FlashVID, arXiv 2602.08024, Sec. 3; ALGORITHM names in brackets).
+
+    Args:
+        retention_ratio: share of the video's visual tokens to keep, in (0, 1] [R].
+            Neither this nor ``token_budget`` given: 0.25.
+        token_budget: most visual tokens to keep of a video, whatever its length; >= 1.
+        alpha: share of the kept tokens that ADTS selects, in [0, 1]; TSTM merges the rest.
+        merge_threshold: cosine similarity above which TSTM links a token to the
+            previous frame [T_tau]; in [-1, 1].
+        segment_threshold: cosine similarity of neighbouring frames below which a new
+            segment starts [S_tau]; in [-1, 1].
+        min_segments: least number of segments of a video (never more than frames); >= 1.
+        selection: the weight of ADTS: received attention with or without event
+            relevance, attention alone (top-K) or diversity alone.
+        matching: "tree" links a token to the most similar one of the previous frame (TSTM),
+            "position" to the one at the same position (TTM).
+        backend: which implementation of the ops runs; an explicit one is used or raises.
+
+    Raises:
+        ValueError: a value of the wrong type or out of range, or both
+            ``retention_ratio`` and ``token_budget``.
+    """
+
+    retention_ratio: float | None = None
+    token_budget: int | None = None
+    alpha: float = 0.7
+    merge_threshold: float = 0.8
+    segment_threshold: float = 0.9
+    min_segments: int = 8
+    selection: Selection = "attention_diversity_event"
+    matching: Matching = "tree"
+    backend: Backend = "auto"
+
+    def __post_init__(self) -> None:
+        if self.retention_ratio is not None and self.token_budget is not None:
+            raise ValueError(
+                f"retention_ratio={self.retention_ratio!r} and token_budget={self.token_budget!r} "
+                "exclude each other; give one of them"
+            )
+        if self.token_budget is None:
+            ratio = DEFAULT_RETENTION_RATIO if self.retention_ratio is None else self.retention_ratio
+            self._set("retention_ratio", _real("retention_ratio", ratio, 0.0, 1.0, open_low=True))
+        else:
+            self._set("token_budget", _integer("token_budget", self.token_budget))
+        self._set("alpha", _real("alpha", self.alpha, 0.0, 1.0))
+        self._set("merge_threshold", _real("merge_threshold", self.merge_threshold, -1.0, 1.0))
+        self._set("segment_threshold", _real("segment_threshold", self.segment_threshold, -1.0, 1.0))
+        self._set("min_segments", _integer("min_segments", self.min_segments))
+        _choice("selection", self.selection, get_args(Selection))
+        _choice("matching", self.matching, get_args(Matching))
+        _choice("backend", self.backend, get_args(Backend))
+
+    def _set(self, name: str, value: float | int) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether ``selection`` reads the received attention."""
+        return self.selection != "diversity"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting by name; ``FlashVidConfig(**d)`` gives the same object back."""
+        return asdict(self)
+
+    @classmethod
+    def from_mapping(cls, settings: Mapping[str, Any]) -> "FlashVidConfig":
+        """Build from a mapping; an unknown key raises ValueError that suggests the nearest."""
+        refuse_unknown(settings, CONFIG_KEYS, "setting")
+        return cls(**settings)
+
+
+CONFIG_KEYS = tuple(field.name for field in fields(FlashVidConfig))
+
+
+def refuse_unknown(given: Iterable[Any], known: Iterable[str], what: str) -> None:
+    """Raise ValueError for the first of ``given`` that is not ``known``, naming the nearest."""
+    known = list(known)
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ValueError(f"unknown FlashVID {what} {key!r}; {hint}")
+
+
+def _real(name: str, value: Any, low: float, high: float, open_low: bool = False) -> float:
+    expected = f"a number in {'(' if open_low else '['}{low:g}, {high:g}]"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} must be {expected}, got {value!r} ({type(value).__name__})")
+    number = float(value)
+    if not math.isfinite(number) or not low <= number <= high or (open_low and number == low):
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+    return number
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number >= 1, got {value!r} ({type(value).__name__})")
+    if not 1 <= int(value) <= MAX_INT:
+        raise ValueError(f"{name} must be a whole number from 1 to {MAX_INT}, got {value!r}")
+    return int(value)
+
+
+def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
