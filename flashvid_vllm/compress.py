@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: MIT
+"""FlashVID on one page: the numbered steps are the sections of ALGORITHM.md."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flashvid_vllm import ops
+from flashvid_vllm.budget import Budget, plan
+from flashvid_vllm.config import FlashVidConfig
+
+DPC_NEIGHBOURS = 7
+DEFAULT_CONFIG = FlashVidConfig()
+
+
+@dataclass(frozen=True)
+class CompressedVideo:
+    """The B tokens that stand for a video, in the order of their position in it.
+
+    Attributes:
+        tokens: [B, D], the dtype of the features.
+        source_index: [B] int64, position in [0, T*N), ascending.
+        size: [B] int64, number of original tokens that each stands for.
+        assignment: [T, N] int64, row of ``tokens`` that each original token went to, or -1.
+    """
+
+    tokens: Tensor
+    source_index: Tensor
+    size: Tensor
+    assignment: Tensor
+
+
+@torch.no_grad()
+def compress(
+    features: Tensor,
+    attention: Tensor | None,
+    config: FlashVidConfig = DEFAULT_CONFIG,
+    check: bool = False,
+) -> CompressedVideo:
+    """Compress the visual tokens of one video to exactly the planned number (FlashVID, arXiv 2602.08024).
+
+    Args:
+        features: [T, N, D] fp32, fp16 or bf16; not modified.
+        attention: [T, N] floating point, the attention that each token receives in the vision encoder; None
+            only if ``config.selection`` does not read it.
+        config: the settings.
+        check: raise on NaN or infinity in the inputs. Without it they take part as the lowest score, and the
+            result still has exactly B tokens.
+
+    Raises:
+        ValueError: a tensor of the wrong shape, dtype or device, attention missing, or ``check`` failed.
+    """
+    _validate(features, attention, config, check)
+    num_frames, n, _ = features.shape
+    position = torch.arange(num_frames * n, device=features.device)
+    flat = features.reshape(num_frames * n, -1)
+
+    # 0. Budget: B tokens, K of every frame selected by ADTS, M merged by TSTM.
+    budget = plan(num_frames, n, config)
+    if budget.is_identity:
+        return CompressedVideo(flat, position, torch.ones_like(position), position.view(num_frames, n))
+
+    # 1. Segments (DySeg).
+    frames = torch.stack([frame.float().mean(0) for frame in features])  # 3 x faster than mean(dtype=) on bf16
+    segment_id = ops.segment_frames(frames, config.segment_threshold, config.min_segments, config.backend)
+
+    # 2. ADTS: K tokens of every frame stay as they are.
+    selected = _select(features, attention, segment_id, budget.selected_per_frame, config)
+    candidate = torch.ones(num_frames, n, dtype=torch.bool, device=features.device)
+    candidate.scatter_(1, selected, False)
+
+    # 3. TSTM: link the others through time, and collapse every tree into its mean.
+    quota = _segment_sum(_frame_shares(budget, features.device), segment_id)
+    similarity, parent = ops.match_tokens(
+        features, candidate, segment_id, config.merge_threshold, config.matching, config.backend
+    )
+    parent = _keep_strongest(parent, similarity, candidate, segment_id, quota)
+    root = ops.tree_roots(parent, config.backend)
+    tree_root, tree_mean, _ = ops.pool_trees(features, root, candidate, config.backend)
+
+    # 4. DPC-kNN: merge the trees that begin in the same frame until M are left.
+    roots_per_frame = torch.bincount(tree_root // n, minlength=num_frames)
+    clusters_per_frame = _cluster_shares(roots_per_frame, segment_id, quota)
+    center = _cluster_frames(tree_mean, roots_per_frame, clusters_per_frame, config)
+    center_tree, merged, _ = ops.pool_trees(tree_mean[None], center[None], center[None] >= 0, config.backend)
+
+    # 5. Output: `source` is the token that stands for each original one; kept tokens stand for themselves.
+    stands_for = torch.full_like(position, -1)
+    stands_for[tree_root] = torch.where(center >= 0, tree_root[center], -1)
+    source = torch.where(candidate, stands_for[root], position.view(num_frames, n))
+    kept = source.flatten() == position
+    source_index = position[kept]
+    row = kept.cumsum(0) - 1
+    assignment = torch.where(source >= 0, row[source], -1)
+    tokens = flat[source_index]
+    tokens[row[tree_root[center_tree]]] = merged.to(features.dtype)
+    size = torch.bincount(assignment[assignment >= 0], minlength=budget.tokens)
+    return CompressedVideo(tokens, source_index, size, assignment)
+
+
+def _select(
+    features: Tensor, attention: Tensor | None, segment_id: Tensor, k: int, config: FlashVidConfig
+) -> Tensor:
+    """Sec. 2: index [T, k] of the tokens that ADTS selects."""
+    if k == 0:
+        return torch.empty(len(features), 0, dtype=torch.int64, device=features.device)
+    if config.selection == "diversity":
+        return ops.select_tokens(features, None, k, config.backend)
+    assert attention is not None  # _validate has seen to it
+    if config.selection == "attention":
+        score = torch.where(attention.isfinite(), attention, -torch.inf)
+        return score.argsort(dim=1, descending=True, stable=True)[:, :k].sort(dim=1).values
+    weight = attention.float()
+    if config.selection == "attention_diversity_event":
+        weight = weight * ops.event_relevance(features, segment_id, config.backend)
+    return ops.select_tokens(features, weight, k, config.backend)
+
+
+def _keep_strongest(
+    parent: Tensor, similarity: Tensor, candidate: Tensor, segment_id: Tensor, quota: Tensor
+) -> Tensor:
+    """Sec. 3: remove the weakest edges of a segment that would be left with fewer roots than its quota."""
+    num_frames, n = parent.shape
+    edge = parent.flatten() >= 0
+    segment = segment_id[:, None].expand(num_frames, n).flatten()
+    strength = torch.where(edge, similarity.flatten(), -torch.inf)
+    by_strength = strength.argsort(descending=True, stable=True)
+    by_segment = by_strength[segment[by_strength].argsort(stable=True)]  # and by strength inside each
+
+    # Tokens of a segment are contiguous, before and after the sort: the rank counts from its first position.
+    first = torch.searchsorted(segment_id, segment_id)
+    position = torch.arange(num_frames * n, device=parent.device).view(num_frames, n)
+    rank = torch.empty_like(by_segment)
+    rank[by_segment] = (position - n * first[:, None]).flatten()
+    most_edges = _segment_sum(candidate.sum(1), segment_id) - quota
+    return parent.masked_fill(rank.view(num_frames, n) >= most_edges[:, None], -1)
+
+
+def _cluster_shares(roots: Tensor, segment_id: Tensor, quota: Tensor) -> Tensor:
+    """Sec. 4: the clusters [T] of each frame, in proportion to its roots [T]; they sum to the segment's quota."""
+    before = roots.cumsum(0) - roots
+    before = before - before[torch.searchsorted(segment_id, segment_id)]
+    in_segment = _segment_sum(roots, segment_id).clamp(min=1)
+    return quota * (before + roots) // in_segment - quota * before // in_segment
+
+
+def _cluster_frames(mean: Tensor, roots: Tensor, clusters: Tensor, config: FlashVidConfig) -> Tensor:
+    """Sec. 4: for every tree the row in ``mean`` of its cluster's center, -1 where its frame has no cluster."""
+    center = torch.full((len(mean),), -1, device=mean.device)
+    start = 0
+    for count, num_clusters in zip(roots.tolist(), clusters.tolist(), strict=True):
+        stop = start + count
+        if num_clusters == count:  # nothing to merge
+            center[start:stop] = torch.arange(start, stop, device=mean.device)
+        elif num_clusters:
+            centers, cluster = ops.cluster_tokens(
+                mean[start:stop], num_clusters, min(DPC_NEIGHBOURS, count), config.backend
+            )
+            center[start:stop] = start + centers[cluster]
+        start = stop
+    return center
+
+
+def _frame_shares(budget: Budget, device: torch.device) -> Tensor:
+    """Sec. 0: how many of the M merged tokens fall to each frame [T]."""
+    shares = [budget.merged_before(t + 1) - budget.merged_before(t) for t in range(budget.num_frames)]
+    return torch.tensor(shares, device=device)
+
+
+def _segment_sum(per_frame: Tensor, segment_id: Tensor) -> Tensor:
+    """Sum integers [T] over each segment; every frame gets its segment's sum [T]."""
+    return torch.zeros_like(per_frame).index_add_(0, segment_id, per_frame)[segment_id]
+
+
+def _validate(features: Tensor, attention: Tensor | None, config: FlashVidConfig, check: bool) -> None:
+    if not isinstance(features, Tensor) or features.dim() != 3 or 0 in features.shape:
+        got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"features must be a tensor [T, N, D], none of them 0; got {got}")
+    if features.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"features must be float32, float16 or bfloat16, got {features.dtype}")
+    if attention is None:
+        if config.needs_attention:
+            raise ValueError(f"selection={config.selection!r} needs attention [T, N], got None")
+    elif not isinstance(attention, Tensor) or attention.shape != features.shape[:2]:
+        got = list(attention.shape) if isinstance(attention, Tensor) else type(attention).__name__
+        raise ValueError(f"attention must be a tensor of shape {list(features.shape[:2])}, got {got}")
+    elif not attention.is_floating_point():
+        raise ValueError(f"attention must be floating point, got {attention.dtype}")
+    elif attention.device != features.device:
+        raise ValueError(f"attention must be on {features.device} like features, got {attention.device}")
+    if check:
+        for name, tensor in (("features", features), ("attention", attention)):
+            if tensor is not None and not tensor.isfinite().all():
+                raise ValueError(f"{name} must be finite, got {int((~tensor.isfinite()).sum())} NaN or infinity")

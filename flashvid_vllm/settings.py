@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""Settings of the server and of a request, checked and put together into one FlashVidConfig.
+
+They travel as plain mappings under the key "flashvid" of vLLM's ``mm_processor_kwargs``: the
+server's part holds only what was given, so that each model family can fill in its preset.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from .config import CONFIG_KEYS, FlashVidConfig, refuse_unknown
+
+KEY = "flashvid"
+ENABLED = "enabled"
+REQUEST_OVERRIDES = "request_overrides"
+REQUEST_KEYS = (*CONFIG_KEYS, ENABLED)
+SERVER_KEYS = (*REQUEST_KEYS, REQUEST_OVERRIDES)
+_BUDGETS = ("retention_ratio", "token_budget")
+
+
+def check_server(settings: Any) -> dict[str, Any]:
+    """The server's settings, checked. ValueError names the value and what was expected."""
+    return _check(settings, SERVER_KEYS)
+
+
+def check_request(settings: Any, server: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's settings, checked against what the server allows.
+
+    Raises:
+        ValueError: not an object, an unknown key, a bad value, or the server was
+            started with ``--no-flashvid-request-overrides``.
+    """
+    if not server.get(REQUEST_OVERRIDES, True):
+        raise ValueError(
+            f"this server takes no {KEY!r} settings from requests (--no-flashvid-request-overrides); "
+            "leave them out"
+        )
+    return _check(settings, REQUEST_KEYS)
+
+
+def request_part(mm_processor_kwargs: Mapping[str, Any] | None) -> Any | None:
+    """What a request says under our key, or None; a near miss of the key is refused by name."""
+    if not mm_processor_kwargs:
+        return None
+    if not isinstance(mm_processor_kwargs, Mapping):
+        raise ValueError(f"mm_processor_kwargs must be an object, got {mm_processor_kwargs!r}")
+    for key in mm_processor_kwargs:
+        if key != KEY and difflib.get_close_matches(str(key).lower(), [KEY], cutoff=0.75):
+            raise ValueError(f"unknown key {key!r} in mm_processor_kwargs; did you mean {KEY!r}?")
+    part = mm_processor_kwargs.get(KEY)
+    if part is None and KEY in mm_processor_kwargs:
+        raise ValueError(f"{KEY!r} must be an object such as {{'retention_ratio': 0.25}}, got null")
+    return part
+
+
+def resolve(
+    server: Mapping[str, Any], request: Mapping[str, Any] | None, preset: Mapping[str, Any]
+) -> FlashVidConfig | None:
+    """The settings in force: defaults < preset of the family < server < request.
+
+    A request's ratio or budget replaces whichever the server set, and switches compression on
+    where the server has it off. None: this request gets the plain model.
+    """
+    request = request or {}
+    asks_for_less = any(name in request for name in _BUDGETS)
+    if not request.get(ENABLED, asks_for_less or server.get(ENABLED, True)):
+        return None
+    merged = {**preset, **server}
+    if asks_for_less:
+        for name in _BUDGETS:
+            merged.pop(name, None)
+    merged.update(request)
+    return FlashVidConfig(**{name: value for name, value in merged.items() if name in CONFIG_KEYS})
+
+
+def describe(server: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
+    """The settings in force for a request that says nothing, in one line."""
+    config = resolve({**server, ENABLED: True}, None, preset)
+    assert config is not None
+    parts = [f"{name}={value}" for name, value in config.to_dict().items() if value is not None]
+    if not server.get(ENABLED, True):
+        parts.insert(0, "off unless a request asks for it")
+    if not server.get(REQUEST_OVERRIDES, True):
+        parts.append("requests may not change it")
+    return ", ".join(parts)
+
+
+def _check(settings: Any, keys: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(settings, Mapping):
+        raise ValueError(
+            f"{KEY!r} must be an object such as {{'retention_ratio': 0.25}}, "
+            f"got {settings!r} ({type(settings).__name__})"
+        )
+    refuse_unknown(settings, keys, "setting")
+    for name in (ENABLED, REQUEST_OVERRIDES):
+        if not isinstance(settings.get(name, True), bool):
+            raise ValueError(f"{name} must be true or false, got {settings[name]!r}")
+    given = {name: value for name, value in settings.items() if name in CONFIG_KEYS}
+    for name, value in given.items():
+        if value is None and name not in _BUDGETS:
+            raise ValueError(f"{name} must not be null; leave it out for the default")
+    checked = FlashVidConfig(**given)
+    out = {name: getattr(checked, name) for name, value in given.items() if value is not None}
+    return out | {name: settings[name] for name in (ENABLED, REQUEST_OVERRIDES) if name in settings}
