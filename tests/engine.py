@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""vLLM engines inside the test process, and prompts for them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process: 4 s to start
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+pytest.importorskip("vllm")
+
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A made-up video: noise that moves over a still scene, so that tokens merge and differ."""
+
+    num_frames: int
+    height: int
+    width: int
+    seconds_per_frame: float = 0.5
+    seed: int = 0
+
+    def frames(self) -> np.ndarray:
+        """[num_frames, height, width, 3] uint8."""
+        rng = np.random.default_rng(self.seed)
+        frames = np.repeat(rng.integers(0, 255, (1, self.height, self.width, 3), dtype=np.uint8), self.num_frames, 0)
+        for t in range(self.num_frames):
+            y, x = (28 * t) % (self.height - 27), (42 * t) % (self.width - 27)
+            frames[t, y : y + 28, x : x + 28] = rng.integers(0, 255, (28, 28, 3), dtype=np.uint8)
+        return frames
+
+    def metadata(self) -> dict[str, Any]:
+        """As vLLM's video loaders give it."""
+        return {
+            "fps": 1 / self.seconds_per_frame, "duration": self.num_frames * self.seconds_per_frame,
+            "total_num_frames": self.num_frames, "frames_indices": list(range(self.num_frames)),
+            "video_backend": "opencv", "do_sample_frames": False,
+        }  # fmt: skip
+
+
+def picture(height: int = 84, width: int = 56, seed: int = 5) -> np.ndarray:
+    """[height, width, 3] uint8."""
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+
+
+@contextmanager
+def engine(model: Path | str, **options: Any) -> Iterator[Any]:
+    """A ``vllm.LLM`` in this process."""
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    defaults: dict[str, Any] = {
+        "dtype": "float32", "max_model_len": 4096, "enforce_eager": True, "seed": 0,
+        "limit_mm_per_prompt": {"video": 3, "image": 3}, "enable_prefix_caching": False,
+    }  # fmt: skip
+    llm = LLM(str(model), **(defaults | options))
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        cleanup_dist_env_and_memory()
+
+
+def prompt_of(
+    text: str, clips: Sequence[Clip] = (), images: Sequence[np.ndarray] = (), flashvid: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """A vLLM prompt; ``text`` holds IMAGE and VIDEO where the media go."""
+    data: dict[str, Any] = {}
+    if clips:
+        data["video"] = [(clip.frames(), clip.metadata()) for clip in clips]
+    if images:
+        from PIL import Image
+
+        data["image"] = [Image.fromarray(image) for image in images]
+    prompt: dict[str, Any] = {"prompt": text, "multi_modal_data": data}
+    if flashvid is not None:
+        prompt["mm_processor_kwargs"] = {"flashvid": flashvid}
+    return prompt
+
+
+def greedy(llm: Any, prompts: list[Any], max_tokens: int = 6, logprobs: int = 5) -> list[Any]:
+    """Greedy answers to a batch: a list of vLLM's RequestOutput."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=max_tokens, logprobs=logprobs, ignore_eos=True)
+    return llm.generate(prompts, params, use_tqdm=False)
+
+
+def tokens_and_logprobs(output: Any) -> tuple[list[int], list[dict[int, float]]]:
+    """Chosen ids, and the top logprobs of every step, of a RequestOutput."""
+    answer = output.outputs[0]
+    return list(answer.token_ids), [{i: p.logprob for i, p in step.items()} for step in answer.logprobs]
