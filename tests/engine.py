@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process: 4 s to start
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -103,3 +104,21 @@ def tokens_and_logprobs(output: Any) -> tuple[list[int], list[dict[int, float]]]
     """Chosen ids, and the top logprobs of every step, of a RequestOutput."""
     answer = output.outputs[0]
     return list(answer.token_ids), [{i: p.logprob for i, p in step.items()} for step in answer.logprobs]
+
+
+def record_positions(llm: Any, prompts: list[Any], max_tokens: int = 6) -> list[Tensor]:
+    """The positions [3, n] that the language model receives at every step while it answers one prompt."""
+    seen: list[Tensor] = []
+
+    def keep(module: Any, args: Any, kwargs: Any) -> None:
+        seen.append((args[0] if args else kwargs["positions"]).clone())
+
+    # at the first layer: the class around the layers has a __call__ of its own, without hooks
+    hooks = llm.apply_model(
+        lambda model: model.language_model.model.layers[0].register_forward_pre_hook(keep, with_kwargs=True)
+    )
+    try:
+        greedy(llm, prompts, max_tokens)
+    finally:
+        hooks[0].remove()
+    return seen

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from .engine import IMAGE, VIDEO, Clip, engine, greedy, picture, prompt_of, tokens_and_logprobs
+from .engine import IMAGE, VIDEO, Clip, engine, greedy, picture, prompt_of, record_positions, tokens_and_logprobs
 
 pytestmark = pytest.mark.slow
 
@@ -104,15 +104,31 @@ def test_served_together_as_alone_and_again(llm: Any) -> None:
                 assert max(abs(step[i] - other_step[i]) for i in common) < TOLERANCE
 
 
+def test_a_prefix_hit_inside_a_video(llm: Any, oracle: Any) -> None:
+    """Another question about the same video: its first blocks come from the cache, the rest is prefilled."""
+    _, clips, images = CASES["long"]
+    settings = {"retention_ratio": 0.95}
+    greedy(llm, [prompt_of(f"{HEAD}{VIDEO}{TAIL}", clips, images, settings)])
+    text = f"{HEAD}{VIDEO}Describe the video.{TAIL}"
+    output = greedy(llm, [prompt_of(text, clips, images, settings)])[0]
+    if llm.llm_engine.vllm_config.cache_config.enable_prefix_caching:
+        assert len(HEAD) < output.num_cached_tokens < len(output.prompt_token_ids) - len(TAIL)
+    embeddings, positions = oracle.assemble(text, clips, images, settings)
+    check(output, oracle.greedy(embeddings, positions, 6))
+
+
 @pytest.mark.parametrize("name", ["long", "text on both sides", "two videos", "video, image, video", "side by side"])
 def test_positions_as_the_model_receives_them(llm: Any, oracle: Any, name: str) -> None:
     text, clips, images = CASES[name]
     settings = {"retention_ratio": 0.37}  # used nowhere else: nothing of it can come from a cache
-    received = record_positions(llm, [prompt_of(text, clips, images, settings)])
+    steps = record_positions(llm, [prompt_of(text, clips, images, settings)])
+    received = torch.cat(steps, dim=1)
     _, positions = oracle.assemble(text, clips, images, settings)
     assert torch.equal(received[:, : positions.shape[1]], positions)
     continued = torch.arange(oracle.next_position, oracle.next_position + 5).expand(3, 5)
     assert torch.equal(received[:, positions.shape[1] :], continued)
+    limit = llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    assert len(steps) == -(-positions.shape[1] // limit) + 5  # chunks of the prompt, then tokens
 
 
 def test_the_oracle_is_sharp(oracle: Any) -> None:
@@ -154,21 +170,3 @@ def check(output: Any, expected: tuple[list[int], list[torch.Tensor]]) -> None:
     assert ids == expected[0]
     for step, row in zip(steps, expected[1], strict=True):
         assert max(abs(value - float(row[token])) for token, value in step.items()) < TOLERANCE
-
-
-def record_positions(llm: Any, prompts: list[Any], max_tokens: int = 6) -> torch.Tensor:
-    """The positions [3, n] that the language model receives while it answers one prompt."""
-    seen: list[torch.Tensor] = []
-
-    def keep(module: Any, args: Any, kwargs: Any) -> None:
-        seen.append((args[0] if args else kwargs["positions"]).clone())
-
-    # at the first layer: the class around the layers has a __call__ of its own, without hooks
-    hooks = llm.apply_model(
-        lambda model: model.language_model.model.layers[0].register_forward_pre_hook(keep, with_kwargs=True)
-    )
-    try:
-        greedy(llm, prompts, max_tokens)
-    finally:
-        hooks[0].remove()
-    return torch.cat(seen, dim=1)

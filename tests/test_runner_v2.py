@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""Model Runner V2's call pattern (it needs Triton, so on a CPU its own pruner runs on a fake state).
+
+It asks for positions of the whole prompt into int32 rows, hands over ids as a tensor, calls the recompute only in
+steps with media, and never on a full prefix hit.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from flashvid_vllm import engine_args
+
+from .engine import engine, greedy, prompt_of
+from .test_engine_oracle import CASES
+
+pytestmark = pytest.mark.slow
+
+
+class FakeRopeState:
+    """What RopeState keeps for one request, without its Triton kernels."""
+
+    def __init__(self, model: Any, ids: list[int], features: list[Any]) -> None:
+        positions, self.delta = model.get_mrope_input_positions(ids, features)
+        self.positions = torch.stack([torch.tensor(row.tolist(), dtype=torch.int32) for row in positions])
+
+    def read_prefill_positions(self, req_idx: int, length: int) -> torch.Tensor:
+        return self.positions[:, :length]
+
+    def update_prefill_positions(self, req_idx: int, positions: torch.Tensor, delta: int) -> None:
+        self.positions[:, : positions.shape[1]].copy_(positions)
+        self.delta = delta
+
+
+@pytest.fixture(scope="module")
+def oracle(sharp_model: Path) -> Any:
+    from .hf_qwen2_5_vl import Oracle
+
+    return Oracle(sharp_model)
+
+
+@pytest.fixture(scope="module")
+def llm(sharp_model: Path) -> Iterator[Any]:
+    with engine(sharp_model, **engine_args(retention_ratio=0.3)) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize("chunk", [7, 50, 10_000])
+@pytest.mark.parametrize("name", CASES)
+def test_positions_and_delta(llm: Any, oracle: Any, name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.worker.gpu.model_states.mm_pruning import MultiModalPruner
+
+    model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
+    seen: dict[str, Any] = {}
+    original = model.get_mrope_input_positions
+
+    def keep(ids: list[int], features: list[Any]) -> Any:
+        seen.update(ids=list(ids), features=list(features))
+        return original(ids, features)
+
+    monkeypatch.setattr(model, "get_mrope_input_positions", keep)
+    text, clips, images = CASES[name]
+    settings = {"retention_ratio": 0.3}
+    greedy(llm, [prompt_of(text, clips, images)], max_tokens=1)
+    monkeypatch.undo()
+    ids, features = seen["ids"], sorted(seen["features"], key=lambda f: f.mm_position.offset)
+    encoded = [encode(model, feature) for feature in features]
+
+    state = FakeRopeState(model, ids, features)
+    pruner = MultiModalPruner(model, state, SimpleNamespace(mm_features={"r": features}), 128)
+    want_embeddings, want = oracle.assemble(text, clips, images, settings)
+    expected_delta = oracle.next_position - len(ids)
+    assert state.delta == expected_delta
+    rows = want_embeddings.clone()
+    for start in range(0, len(ids), chunk):
+        end = min(start + chunk, len(ids))
+        window, slots = [], []
+        for feature, rows_of_feature in zip(features, encoded, strict=True):
+            offset, length = feature.mm_position.offset, feature.mm_position.length
+            low, high = max(start, offset), min(end, offset + length)
+            if low < high:
+                window.append(rows_of_feature[low - offset : high - offset])
+                slots += range(low, high)
+        if window:
+            batch = SimpleNamespace(
+                req_ids=["r"], idx_mapping_np=torch.tensor([0]).numpy(),
+                prefill_len_np=torch.tensor([len(ids)]).numpy(),
+                num_computed_prefill_tokens_np=torch.tensor([start]).numpy(),
+                num_scheduled_tokens=torch.tensor([end - start]).numpy(),
+            )  # fmt: skip
+            requests = SimpleNamespace(all_token_ids=SimpleNamespace(gpu=torch.tensor([ids], dtype=torch.int32)))
+            cleaned = pruner.recompute(window, batch, requests)
+            rows[slots] = torch.cat(cleaned)
+            assert all(torch.equal(a, b) for a, b in zip(pruner.strip(window), cleaned, strict=True))
+        assert torch.equal(state.positions[:, :end].long(), want[:, :end])
+        assert state.delta == expected_delta
+    assert torch.allclose(rows, want_embeddings, atol=1e-5)
+
+
+def encode(model: Any, feature: Any) -> torch.Tensor:
+    """The encoder's output for one item, as the runner batches and calls it."""
+    from vllm.multimodal.utils import group_and_batch_mm_kwargs
+
+    _, _, kwargs = next(iter(group_and_batch_mm_kwargs([(feature.modality, feature.data)], device="cpu")))
+    with torch.inference_mode():
+        return model.embed_multimodal(**kwargs)[0]
