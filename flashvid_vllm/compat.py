@@ -7,7 +7,6 @@ None of them does anything for an engine that was not asked for FlashVID.
 """
 
 import functools
-import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -46,10 +45,15 @@ def vllm_version() -> str:
 def install() -> None:
     """Put the options on vLLM's command line and, in the supported range, all else behind them."""
     global _installed
-    if _installed or importlib.util.find_spec("vllm") is None:
+    if _installed:
         return
+    try:
+        from vllm.engine.arg_utils import EngineArgs
+    except ModuleNotFoundError as error:
+        if error.name == "vllm":  # nothing to plug into
+            return
+        raise
     _installed = True
-    from vllm.engine.arg_utils import EngineArgs
 
     reason = unsupported_vllm()
     _patch_options(EngineArgs, reason)
