@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: MIT
+"""Starting an engine: what is refused before anything is loaded, and the one line that says what is on."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from flashvid_vllm import engine_args
+from flashvid_vllm.models import FAMILIES
+
+
+@pytest.fixture(scope="module")
+def text_model(sharp_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that FlashVID has nothing to do with: a text-only Qwen2."""
+    from transformers import AutoTokenizer, Qwen2Config
+
+    directory = tmp_path_factory.mktemp("text")
+    config = Qwen2Config(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+                         num_key_value_heads=2, vocab_size=512)  # fmt: skip
+    config.architectures = ["Qwen2ForCausalLM"]
+    config.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(sharp_model).save_pretrained(directory)
+    return directory
+
+
+def config_of(model: Path, **options: Any) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+
+    return EngineArgs(model=str(model), max_model_len=1024, **options).create_engine_config()
+
+
+def refusal(model: Path, **options: Any) -> str:
+    with pytest.raises(ValueError) as info:  # noqa: PT011 - the callers look at the message
+        config_of(model, **options)
+    return str(info.value)
+
+
+def test_an_unsupported_model(text_model: Path) -> None:
+    message = refusal(text_model, **engine_args(retention_ratio=0.1))
+    assert "does not support Qwen2ForCausalLM" in message
+    assert all(architecture in message for architecture in FAMILIES)
+    assert "--plugin flashvid" in message
+
+
+def test_other_pruning(sharp_model: Path) -> None:
+    options = engine_args(retention_ratio=0.1) | {"video_pruning_rate": 0.5}
+    assert "video_pruning_rate=0.5" in refusal(sharp_model, **options)
+
+
+def test_pipeline_parallelism(sharp_model: Path) -> None:
+    options = {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}
+    assert "pipeline_parallel_size=2" in refusal(sharp_model, **engine_args(), **options)
+
+
+def test_the_rust_frontend(sharp_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    monkeypatch.setattr("vllm.envs.VLLM_USE_RUST_FRONTEND", True, raising=False)
+    assert "VLLM_USE_RUST_FRONTEND" in refusal(sharp_model, **engine_args())
+
+
+def test_an_external_encoder_cache(sharp_model: Path) -> None:
+    from vllm.config import ECTransferConfig
+
+    transfer = ECTransferConfig(ec_connector="ECExampleConnector", ec_role="ec_producer")
+    assert "external encoder cache" in refusal(sharp_model, **engine_args(), ec_transfer_config=transfer)
+
+
+def test_lora_on_the_tower(sharp_model: Path) -> None:
+    options = {"enable_lora": True, "enable_tower_connector_lora": True}
+    assert "enable_tower_connector_lora" in refusal(sharp_model, **engine_args(), **options)
+
+
+def test_settings_given_straight_to_vllm_are_checked_too(sharp_model: Path) -> None:
+    assert "retention_ratio" in refusal(sharp_model, mm_processor_kwargs={"flashvid": {"retention_ratio": 3}})
+    config = config_of(sharp_model, mm_processor_kwargs={"flashvid": {"retention_ratio": 0.5}})
+    assert config.model_config.multimodal_config.is_multimodal_pruning_enabled()
+
+
+def test_one_line_says_what_is_on(sharp_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("vllm")
+    logger.addHandler(caplog.handler)
+    try:
+        config_of(sharp_model)
+        assert "FlashVID" not in caplog.text
+        config_of(sharp_model, **engine_args(retention_ratio=0.1, alpha=0.6, request_overrides=False))
+    finally:
+        logger.removeHandler(caplog.handler)
+    lines = [r for r in caplog.records if "FlashVID" in r.getMessage()]
+    assert [r.levelname for r in lines] == ["INFO"]
+    for part in (str(sharp_model), "Qwen2_5_VLForConditionalGeneration", "retention_ratio=0.1", "alpha=0.6",
+                 "min_segments=4", "selection=attention_diversity", "requests may not change it"):  # fmt: skip
+        assert part in lines[0].getMessage()
