@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: MIT
+"""The operations of FlashVID: what each takes and returns, and the one place that chooses who computes it.
+
+Every op takes ``backend``: "auto", or a name that is then used or raises. Ops never modify their inputs,
+accept any strides, compute in fp32, and break ties by the lowest index. Every op raises ValueError for a
+tensor of the wrong shape, dtype or device, and for a backend that this build has not. "Sec." is a section of
+the algorithm (arXiv 2602.08024, made exact in ALGORITHM.md).
+
+Shapes: T frames of N tokens of D channels. Features are fp32, fp16 or bf16; indices are int64.
+"""
+
+import importlib
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "FLOATS",
+    "check_tensor",
+    "choose_backend",
+    "cluster_tokens",
+    "event_relevance",
+    "match_tokens",
+    "pool_trees",
+    "received_attention",
+    "segment_frames",
+    "select_tokens",
+    "tree_roots",
+]
+
+_BACKENDS = {"torch": "reference"}  # name: module of this package, imported on first use
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # features, weights, attention
+_INDEX = (torch.int64,)
+_MASK = (torch.bool,)
+
+
+def choose_backend(requested: str, device: torch.device) -> str:
+    """Name the backend that serves ``requested`` on ``device``.
+
+    Raises:
+        ValueError: ``requested`` is neither "auto" nor a backend of this build.
+    """
+    if requested == "auto":
+        return "torch"
+    if requested not in _BACKENDS:
+        raise ValueError(
+            f"this build has no backend {requested!r}; available: {', '.join(_BACKENDS)} (or auto)"
+        )
+    return requested
+
+
+def check_tensor(
+    name: str,
+    tensor: Tensor,
+    axes: str,
+    dtypes: tuple[torch.dtype, ...],
+    sizes: dict[str, int] | None = None,
+    beside: Tensor | None = None,
+) -> dict[str, int]:
+    """Check a tensor against named axes ("T N D"), the sizes known so far and the device of ``beside``.
+
+    Returns:
+        The size of each axis by name.
+
+    Raises:
+        ValueError: with the value and what was expected.
+    """
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a tensor [{axes}], got {type(tensor).__name__}")
+    known, names = sizes or {}, axes.split()
+    if tensor.dim() != len(names) or any(
+        got < 1 or got != known.get(axis, got) for axis, got in zip(names, tensor.shape, strict=True)
+    ):
+        wanted = ", ".join(f"{axis}={known[axis]}" if axis in known else axis for axis in names)
+        raise ValueError(f"{name} must have shape [{wanted}], none of them 0; got {list(tensor.shape)}")
+    if tensor.dtype not in dtypes:
+        raise ValueError(f"{name} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
+    if beside is not None and tensor.device != beside.device:
+        raise ValueError(f"{name} must be on {beside.device}, got {tensor.device}")
+    return dict(zip(names, tensor.shape, strict=True))
+
+
+def segment_frames(frames: Tensor, threshold: float, min_segments: int, backend: str = "auto") -> Tensor:
+    """Cut a video into segments where neighbouring frames differ (DySeg, Sec. 1).
+
+    Args:
+        frames: [T, D], one embedding per frame.
+        threshold: cosine similarity below which a cut falls [S_tau].
+        min_segments: least number of segments, >= 1; never more than T.
+
+    Returns:
+        segment_id [T] int64, from 0, non-decreasing.
+    """
+    check_tensor("frames", frames, "T D", FLOATS)
+    if min_segments < 1:
+        raise ValueError(f"min_segments must be >= 1, got {min_segments!r}")
+    return _backend(backend, frames).segment_frames(frames, threshold, min_segments)
+
+
+def event_relevance(features: Tensor, segment_id: Tensor, backend: str = "auto") -> Tensor:
+    """Relevance of each token to its segment: mean inner product with its frame embeddings (Sec. 2, E).
+
+    Args:
+        features: [T, N, D].
+        segment_id: [T] int64, from 0, non-decreasing.
+
+    Returns:
+        relevance [T, N] float32, >= 0.
+    """
+    sizes = check_tensor("features", features, "T N D", FLOATS)
+    check_tensor("segment_id", segment_id, "T", _INDEX, sizes, features)
+    return _backend(backend, features).event_relevance(features, segment_id)
+
+
+def select_tokens(features: Tensor, weight: Tensor | None, k: int, backend: str = "auto") -> Tensor:
+    """Select k diverse tokens of every frame: calibrated Max-Min Diversity on cosine distance (ADTS, Sec. 2).
+
+    Args:
+        features: [T, N, D].
+        weight: [T, N] fp32, fp16 or bf16, what a token's distance is multiplied by; None for 1.
+        k: tokens per frame, 0 to N.
+
+    Returns:
+        index [T, k] int64 within the frame, ascending and unique.
+    """
+    sizes = check_tensor("features", features, "T N D", FLOATS)
+    if weight is not None:
+        check_tensor("weight", weight, "T N", FLOATS, sizes, features)
+    if not 0 <= k <= sizes["N"]:
+        raise ValueError(f"k must be between 0 and N={sizes['N']}, got {k!r}")
+    return _backend(backend, features).select_tokens(features, weight, k)
+
+
+def match_tokens(
+    features: Tensor,
+    candidate: Tensor,
+    segment_id: Tensor,
+    threshold: float,
+    matching: str = "tree",
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Link tokens to the most similar one of the previous frame of their segment (TSTM, Sec. 3).
+
+    Args:
+        features: [T, N, D].
+        candidate: [T, N] bool, the tokens that may link and be linked to.
+        segment_id: [T] int64, from 0, non-decreasing.
+        threshold: cosine similarity above which a link is made [T_tau].
+        matching: "tree", or "position" to consider only the same position in the previous frame (TTM).
+
+    Returns:
+        similarity [T, N] float32, to the best candidate whether linked or not; -1 where there is none.
+        parent [T, N] int64, its index within the previous frame; -1 where there is no link.
+    """
+    sizes = check_tensor("features", features, "T N D", FLOATS)
+    check_tensor("candidate", candidate, "T N", _MASK, sizes, features)
+    check_tensor("segment_id", segment_id, "T", _INDEX, sizes, features)
+    if matching not in ("tree", "position"):
+        raise ValueError(f"matching must be tree or position, got {matching!r}")
+    return _backend(backend, features).match_tokens(features, candidate, segment_id, threshold, matching)
+
+
+def tree_roots(parent: Tensor, backend: str = "auto") -> Tensor:
+    """Find the root of every token's tree (Sec. 3).
+
+    Args:
+        parent: [T, N] int64, index within the previous frame or -1; -1 in the first frame.
+
+    Returns:
+        root [T, N] int64, flat index (t*N + n) of the root; a token without parent is its own.
+    """
+    check_tensor("parent", parent, "T N", _INDEX)
+    return _backend(backend, parent).tree_roots(parent)
+
+
+def pool_trees(
+    features: Tensor, root: Tensor, member: Tensor, backend: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Average the members of every tree (Sec. 3). May wait for the device: R depends on the data.
+
+    Args:
+        features: [T, N, D].
+        root: [T, N] int64, flat index of the root.
+        member: [T, N] bool, the tokens that count.
+
+    Returns:
+        index [R] int64, flat index of the roots that have members, ascending.
+        mean [R, D] float32, of all members.
+        size [R] int64, number of members.
+    """
+    sizes = check_tensor("features", features, "T N D", FLOATS)
+    check_tensor("root", root, "T N", _INDEX, sizes, features)
+    check_tensor("member", member, "T N", _MASK, sizes, features)
+    return _backend(backend, features).pool_trees(features, root, member)
+
+
+def cluster_tokens(x: Tensor, num_clusters: int, k: int, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """Cluster tokens by density peaks with k nearest neighbours (DPC-kNN, Sec. 4).
+
+    Args:
+        x: [n, D].
+        num_clusters: 1 to n.
+        k: neighbours that make the density, the token itself included; 1 to n.
+
+    Returns:
+        centers [num_clusters] int64, index in x, by falling score.
+        assignment [n] int64, position in ``centers`` of each token's nearest centre.
+    """
+    sizes = check_tensor("x", x, "n D", FLOATS)
+    for name, value in (("num_clusters", num_clusters), ("k", k)):
+        if not 1 <= value <= sizes["n"]:
+            raise ValueError(f"{name} must be between 1 and n={sizes['n']}, got {value!r}")
+    return _backend(backend, x).cluster_tokens(x, num_clusters, k)
+
+
+def received_attention(query: Tensor, key: Tensor, backend: str = "auto") -> Tensor:
+    """Average attention that each token receives within its frame, over heads and queries.
+
+    Args:
+        query: [T, H, N, d].
+        key: [T, H, N, d], the dtype of ``query``.
+
+    Returns:
+        received [T, N] float32; the tokens of a frame sum to 1.
+    """
+    sizes = check_tensor("query", query, "T H N d", FLOATS)
+    check_tensor("key", key, "T H N d", (query.dtype,), sizes, query)
+    return _backend(backend, query).received_attention(query, key)
+
+
+def _backend(requested: str, tensor: Tensor) -> ModuleType:
+    module = _BACKENDS[choose_backend(requested, tensor.device)]
+    return importlib.import_module(f"{__name__}.{module}")

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: MIT
+"""``compile_mm_encoder``: the block whose q and k are needed stays eager, the others are compiled."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flashvid_vllm import engine_args
+
+from .engine import VIDEO, Clip, engine, greedy, prompt_of, tokens_and_logprobs
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="compiles; make test-full"),
+]
+
+
+def answers(llm: Any) -> list[Any]:
+    prompts = [
+        prompt_of(f"{VIDEO}Describe the video.", [Clip(16, 112, 168)], flashvid={"retention_ratio": ratio})
+        for ratio in (0.25, 0.1, 1)
+    ]
+    return [tokens_and_logprobs(output) for output in greedy(llm, prompts)]
+
+
+def test_the_last_full_attention_block_stays_eager(sharp_model: Path) -> None:
+    with engine(sharp_model, **engine_args(retention_ratio=0.25)) as llm:
+        eager = answers(llm)
+    options: dict[str, Any] = {"enforce_eager": False, "compilation_config": {"compile_mm_encoder": True}}
+    with engine(sharp_model, **engine_args(retention_ratio=0.25), **options) as llm:
+        # vLLM 0.32's compiled encoder does not run on a CPU while its weights want gradients
+        llm.apply_model(lambda model: model.visual.requires_grad_(False))
+        compiled = answers(llm)
+        blocks = llm.apply_model(lambda model: [block.do_not_compile for block in model.visual.blocks])[0]
+    assert blocks == [False, False, False, True]  # the last of the tiny model's full-attention blocks is its last
+    for (ids, steps), (other_ids, other_steps) in zip(eager, compiled, strict=True):
+        assert ids == other_ids
+        for step, other in zip(steps, other_steps, strict=True):
+            assert max(abs(step[i] - other[i]) for i in step.keys() & other.keys()) < 0.01

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: MIT
+"""Settings: defaults, what is refused and in which words."""
+
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flashvid_vllm.config import CONFIG_KEYS, DEFAULT_RETENTION_RATIO, MAX_INT, FlashVidConfig
+
+
+def test_defaults() -> None:
+    assert FlashVidConfig().to_dict() == {
+        "retention_ratio": DEFAULT_RETENTION_RATIO,
+        "token_budget": None,
+        "alpha": 0.7,
+        "merge_threshold": 0.8,
+        "segment_threshold": 0.9,
+        "min_segments": 8,
+        "selection": "attention_diversity_event",
+        "matching": "tree",
+        "backend": "auto",
+    }
+
+
+def test_a_budget_takes_the_place_of_the_default_ratio() -> None:
+    assert FlashVidConfig(token_budget=100).retention_ratio is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"retention_ratio": 0}, "retention_ratio must be a number in (0, 1], got 0"),
+        ({"retention_ratio": -0.1}, "retention_ratio must be a number in (0, 1], got -0.1"),
+        ({"retention_ratio": 1.01}, "retention_ratio must be a number in (0, 1], got 1.01"),
+        ({"retention_ratio": float("nan")}, "retention_ratio must be a number in (0, 1], got nan"),
+        ({"retention_ratio": "0.1"}, "retention_ratio must be a number in (0, 1], got '0.1' (str)"),
+        ({"retention_ratio": True}, "retention_ratio must be a number in (0, 1], got True (bool)"),
+        ({"token_budget": 0}, f"token_budget must be a whole number from 1 to {MAX_INT}, got 0"),
+        ({"token_budget": 2**31}, f"token_budget must be a whole number from 1 to {MAX_INT}, got {2**31}"),
+        ({"token_budget": 10.0}, "token_budget must be a whole number >= 1, got 10.0 (float)"),
+        ({"token_budget": True}, "token_budget must be a whole number >= 1, got True (bool)"),
+        ({"token_budget": "9"}, "token_budget must be a whole number >= 1, got '9' (str)"),
+        (
+            {"retention_ratio": 0.1, "token_budget": 9},
+            "retention_ratio=0.1 and token_budget=9 exclude each other; give one of them",
+        ),
+        ({"alpha": -0.1}, "alpha must be a number in [0, 1], got -0.1"),
+        ({"alpha": float("inf")}, "alpha must be a number in [0, 1], got inf"),
+        ({"alpha": None}, "alpha must be a number in [0, 1], got None (NoneType)"),
+        ({"merge_threshold": -1.5}, "merge_threshold must be a number in [-1, 1], got -1.5"),
+        ({"segment_threshold": 2}, "segment_threshold must be a number in [-1, 1], got 2"),
+        ({"min_segments": 0}, f"min_segments must be a whole number from 1 to {MAX_INT}, got 0"),
+        ({"min_segments": 2.5}, "min_segments must be a whole number >= 1, got 2.5 (float)"),
+        (
+            {"selection": "random"},
+            "selection must be one of attention_diversity_event, attention_diversity, attention, diversity; "
+            "got 'random'",
+        ),
+        ({"matching": ["tree"]}, "matching must be one of tree, position; got ['tree']"),
+        ({"backend": "cuda"}, "backend must be one of auto, torch, native, triton; got 'cuda'"),
+    ],
+)
+def test_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        FlashVidConfig(**settings)
+
+
+@pytest.mark.parametrize("ratio", [1, 1.0, 1e-9, np.float32(0.5)])
+def test_ratio_becomes_a_float(ratio: Any) -> None:
+    assert type(FlashVidConfig(retention_ratio=ratio).retention_ratio) is float
+
+
+def test_numpy_integer_becomes_an_int() -> None:
+    assert type(FlashVidConfig(token_budget=np.int64(5)).token_budget) is int  # type: ignore[arg-type]
+
+
+def test_bounds_are_allowed() -> None:
+    FlashVidConfig(alpha=0, merge_threshold=-1, segment_threshold=1, min_segments=1)
+    FlashVidConfig(alpha=1, merge_threshold=1, segment_threshold=-1, min_segments=MAX_INT)
+
+
+def test_frozen_and_hashable() -> None:
+    config = FlashVidConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.alpha = 0.5  # type: ignore[misc]
+    assert hash(config) == hash(FlashVidConfig())
+
+
+def test_round_trip() -> None:
+    config = FlashVidConfig(token_budget=77, alpha=0.3, selection="diversity")
+    assert FlashVidConfig(**config.to_dict()) == config
+    assert FlashVidConfig.from_mapping(config.to_dict()) == config
+    assert set(config.to_dict()) == set(CONFIG_KEYS)
+
+
+def test_unknown_setting_suggests_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"unknown FlashVID setting 'alhpa'; did you mean 'alpha'\?"):
+        FlashVidConfig.from_mapping({"alhpa": 0.5})
+    with pytest.raises(ValueError, match="unknown FlashVID setting 'zzz'; known: retention_ratio, "):
+        FlashVidConfig.from_mapping({"zzz": 1})
+
+
+def test_needs_attention() -> None:
+    assert FlashVidConfig(selection="attention").needs_attention
+    assert not FlashVidConfig(selection="diversity").needs_attention
