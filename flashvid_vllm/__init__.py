@@ -29,9 +29,7 @@ def register() -> None:
     compat.install()
 
 
-def engine_args(
-    *, mm_processor_kwargs: Mapping[str, Any] | None = None, **settings: Any
-) -> dict[str, Any]:
+def engine_args(*, mm_processor_kwargs: Mapping[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
     """Keyword arguments for ``vllm.LLM`` (or ``EngineArgs``) that switch FlashVID on.
 
     Args:

@@ -50,7 +50,7 @@ class ScoringTower:
 
     def __init__(
         self,
-        tower: nn.Module,
+        tower: Any,
         attention: nn.Module,
         score: Callable[[Tensor, Tensor, Sequence[Sequence[int]]], Tensor],
         all_reduce: Callable[[Tensor], Tensor] | None,
@@ -82,9 +82,7 @@ class ScoringTower:
         finally:
             hook.remove()
         if len(seen) != 1:
-            raise RuntimeError(
-                f"the vision tower's last attention layer ran {len(seen)} times in one call, expected 1"
-            )
+            raise RuntimeError(f"the vision tower's last attention layer ran {len(seen)} times in one call, expected 1")
         query, key = seen[0]
         scores = self._score(query.flatten(0, 1), key.flatten(0, 1), grids)
         if self._all_reduce is not None:

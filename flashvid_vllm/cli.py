@@ -83,8 +83,7 @@ def fold(namespace: argparse.Namespace, unsupported: str | None = None) -> None:
     other = dict(getattr(namespace, "mm_processor_kwargs", None) or {})
     if KEY in other:
         raise ValueError(
-            f"--mm-processor-kwargs has a {KEY!r} of its own beside --plugin flashvid; "
-            "use --flashvid-config instead"
+            f"--mm-processor-kwargs has a {KEY!r} of its own beside --plugin flashvid; use --flashvid-config instead"
         )
     if getattr(namespace, "video_pruning_rate", None):
         raise ValueError(

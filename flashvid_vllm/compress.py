@@ -100,9 +100,7 @@ def compress(
     return CompressedVideo(tokens, source_index, size, assignment)
 
 
-def _select(
-    features: Tensor, attention: Tensor | None, segment_id: Tensor, k: int, config: FlashVidConfig
-) -> Tensor:
+def _select(features: Tensor, attention: Tensor | None, segment_id: Tensor, k: int, config: FlashVidConfig) -> Tensor:
     """Sec. 2: index [T, k] of the tokens that ADTS selects."""
     if k == 0:
         return torch.empty(len(features), 0, dtype=torch.int64, device=features.device)
@@ -118,9 +116,7 @@ def _select(
     return ops.select_tokens(features, weight, k, config.backend)
 
 
-def _keep_strongest(
-    parent: Tensor, similarity: Tensor, candidate: Tensor, segment_id: Tensor, quota: Tensor
-) -> Tensor:
+def _keep_strongest(parent: Tensor, similarity: Tensor, candidate: Tensor, segment_id: Tensor, quota: Tensor) -> Tensor:
     """Sec. 3: remove the weakest edges of a segment that would be left with fewer roots than its quota."""
     num_frames, n = parent.shape
     edge = parent.flatten() >= 0

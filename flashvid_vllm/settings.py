@@ -33,8 +33,7 @@ def check_request(settings: Any, server: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not server.get(REQUEST_OVERRIDES, True):
         raise ValueError(
-            f"this server takes no {KEY!r} settings from requests (--no-flashvid-request-overrides); "
-            "leave them out"
+            f"this server takes no {KEY!r} settings from requests (--no-flashvid-request-overrides); leave them out"
         )
     return _check(settings, REQUEST_KEYS)
 

@@ -19,7 +19,7 @@ from flashvid_vllm import FlashVidConfig, compress
 
 from .engine import Clip
 
-QWEN = {"min_segments": 4, "selection": "attention_diversity"}
+QWEN: dict[str, Any] = {"min_segments": 4, "selection": "attention_diversity"}
 
 
 class Oracle:
@@ -106,7 +106,9 @@ class Oracle:
         received = weights.mean((1, 2)).flatten()  # over heads and queries; patches in window order
         merged = received.unflatten(0, (-1, 4)).mean(1)
         cells_y, cells_x = height // 2, width // 2
-        order = _window_order(frames, cells_y, cells_x, cells=visual.config.window_size // 2 // visual.config.patch_size)
+        order = _window_order(
+            frames, cells_y, cells_x, cells=visual.config.window_size // 2 // visual.config.patch_size
+        )
         attention = torch.empty_like(merged)
         attention[order] = merged
         grid = (frames, cells_y, cells_x)

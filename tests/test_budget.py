@@ -37,9 +37,7 @@ configs = st.builds(FlashVidConfig, retention_ratio=ratios, alpha=alphas) | st.b
         (3, 7, 1.0, 0.7, 21, 5),
     ],
 )
-def test_examples(
-    num_frames: int, n: int, ratio: float, alpha: float, budget: int, selected_per_frame: int
-) -> None:
+def test_examples(num_frames: int, n: int, ratio: float, alpha: float, budget: int, selected_per_frame: int) -> None:
     planned = plan(num_frames, n, FlashVidConfig(retention_ratio=ratio, alpha=alpha))
     assert planned == Budget(num_frames, n, budget, selected_per_frame)
 
@@ -77,9 +75,7 @@ def test_properties(num_frames: int, n: int, config: FlashVidConfig) -> None:
 def test_against_counting(num_frames: int, n: int, ratio: float, alpha: float) -> None:
     budget = plan(num_frames, n, FlashVidConfig(retention_ratio=ratio, alpha=alpha))
     exact = Decimal(repr(ratio)) * num_frames * n
-    assert budget.tokens == max(
-        [count for count in range(1, num_frames * n + 1) if count <= exact], default=1
-    )
+    assert budget.tokens == max([count for count in range(1, num_frames * n + 1) if count <= exact], default=1)
     per_frame = Fraction(repr(alpha)) * budget.tokens / num_frames
     fits = [k for k in range(n + 1) if k - Fraction(1, 2) <= per_frame and k * num_frames <= budget.tokens]
     assert budget.selected_per_frame == max(fits)

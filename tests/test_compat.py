@@ -62,8 +62,9 @@ def test_a_changed_signature_stops_the_start() -> None:
 
 
 def test_registering_twice_changes_nothing() -> None:
-    import flashvid_vllm
     from vllm.engine.arg_utils import EngineArgs
+
+    import flashvid_vllm
 
     flashvid_vllm.register()
     before = EngineArgs.add_cli_args, EngineArgs.create_engine_config

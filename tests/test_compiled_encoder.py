@@ -34,7 +34,7 @@ def test_the_last_full_attention_block_stays_eager(sharp_model: Path) -> None:
         llm.apply_model(lambda model: model.visual.requires_grad_(False))
         compiled = answers(llm)
         blocks = llm.apply_model(lambda model: [block.do_not_compile for block in model.visual.blocks])[0]
-    assert blocks == [False, False, False, True]  # the last of the tiny model's full-attention blocks is its last
+    assert blocks == [False, False, False, True]  # the tiny model's last full-attention block is its last
     for (ids, steps), (other_ids, other_steps) in zip(eager, compiled, strict=True):
         assert ids == other_ids
         for step, other in zip(steps, other_steps, strict=True):

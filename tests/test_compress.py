@@ -121,15 +121,11 @@ def test_root_guarantee_removes_the_weakest_edges() -> None:
     first = axes[:5]
     second = angle.cos()[:, None] * axes[:5] + angle.sin()[:, None] * axes[5:]
     features = torch.stack([first, second])
-    config = FlashVidConfig(
-        token_budget=8, alpha=0, min_segments=1, segment_threshold=-1, matching="position"
-    )
+    config = FlashVidConfig(token_budget=8, alpha=0, min_segments=1, segment_threshold=-1, matching="position")
     out = compress(features, torch.ones(2, 5), config)
     assert out.assignment.tolist() == [[0, 1, 2, 3, 4], [0, 5, 2, 6, 7]]
     # of two edges of equal strength the first stays
-    config = FlashVidConfig(
-        token_budget=6, alpha=0, min_segments=1, segment_threshold=-1, matching="position"
-    )
+    config = FlashVidConfig(token_budget=6, alpha=0, min_segments=1, segment_threshold=-1, matching="position")
     assert compress(features, torch.ones(2, 5), config).assignment.tolist() == [
         [0, 1, 2, 3, 4],
         [0, 1, 2, 3, 5],
@@ -155,9 +151,7 @@ def cosines(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return out
 
 
-def slow_compress(
-    x: np.ndarray, a: np.ndarray, config: FlashVidConfig
-) -> tuple[dict[int, np.ndarray], dict[int, int]]:
+def slow_compress(x: np.ndarray, a: np.ndarray, config: FlashVidConfig) -> tuple[dict[int, np.ndarray], dict[int, int]]:
     """ALGORITHM.md once more, in doubles: the tokens by source index, and where each token went."""
     num_frames, n, d = x.shape
     flat = x.reshape(-1, d)
@@ -225,9 +219,7 @@ def slow_compress(
         before = 0
         for t in range(begin, end):
             roots = sorted(root for root in trees if root // n == t)
-            clusters = (
-                quota * (before + len(roots)) // len(trees) - quota * before // len(trees) if trees else 0
-            )
+            clusters = quota * (before + len(roots)) // len(trees) - quota * before // len(trees) if trees else 0
             before += len(roots)
             if not clusters:
                 went |= {token: -1 for root in roots for token in trees[root]}
@@ -263,20 +255,14 @@ AGAINST_SLOW = settings(deadline=None, max_examples=60, derandomize=True)
 
 
 @AGAINST_SLOW
-@given(
-    st.integers(1, 5), st.integers(1, 14), configs, st.sampled_from(["scene", "noise"]), st.integers(0, 99)
-)
-def test_against_a_slow_implementation(
-    num_frames: int, n: int, config: FlashVidConfig, kind: str, seed: int
-) -> None:
+@given(st.integers(1, 5), st.integers(1, 14), configs, st.sampled_from(["scene", "noise"]), st.integers(0, 99))
+def test_against_a_slow_implementation(num_frames: int, n: int, config: FlashVidConfig, kind: str, seed: int) -> None:
     assert_as_slow(*video(kind, num_frames, n, 16, seed=seed), config)
 
 
 @AGAINST_SLOW
 @given(st.integers(1, 2), st.sampled_from([1, 2, 4, 8, 16]), configs, st.integers(0, 99))
-def test_ties_against_a_slow_implementation(
-    num_frames: int, n: int, config: FlashVidConfig, seed: int
-) -> None:
+def test_ties_against_a_slow_implementation(num_frames: int, n: int, config: FlashVidConfig, seed: int) -> None:
     # Four orthogonal vectors, linked only to their likes, and means of a power of two: all exact in fp32,
     # and what ties in doubles ties as well.
     likes = torch.randint(4, (num_frames, n), generator=torch.Generator().manual_seed(seed))

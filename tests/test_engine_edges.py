@@ -68,9 +68,10 @@ def test_exactly_b_tokens(llm: Any, clip: Clip, settings: dict[str, Any]) -> Non
 
 def test_a_video_smaller_than_a_patch(llm: Any) -> None:
     """The processor enlarges it; what it becomes is compressed like any other."""
+    both: list[dict[str, Any]] = [{"enabled": False}, {"retention_ratio": 0.5}]
     plain, half = (
         len(greedy(llm, [prompt_of(TEXT, [Painted(4, 9, 11)], flashvid=settings)])[0].prompt_token_ids)
-        for settings in ({"enabled": False}, {"retention_ratio": 0.5})
+        for settings in both
     )
     text = num_text_tokens(llm)
     assert half - text == (plain - text) // 2 > 0
@@ -78,10 +79,8 @@ def test_a_video_smaller_than_a_patch(llm: Any) -> None:
 
 def test_a_budget_larger_than_the_video_is_the_plain_model(llm: Any) -> None:
     clip = Clip(8, 112, 112)
-    more, plain = (
-        greedy(llm, [prompt_of(TEXT, [clip], flashvid=settings)])[0]
-        for settings in ({"token_budget": 10**6}, {"enabled": False})
-    )
+    both: list[dict[str, Any]] = [{"token_budget": 10**6}, {"enabled": False}]
+    more, plain = (greedy(llm, [prompt_of(TEXT, [clip], flashvid=settings)])[0] for settings in both)
     assert more.prompt_token_ids == plain.prompt_token_ids
     assert more.outputs[0].token_ids == plain.outputs[0].token_ids
     assert more.outputs[0].cumulative_logprob == plain.outputs[0].cumulative_logprob
@@ -98,7 +97,7 @@ def test_whatever_the_encoder_returns(llm: Any, value: float) -> None:
 
     hook = llm.apply_model(lambda model: model.visual.merger.register_forward_hook(break_tower))[0]
     try:
-        settings = {"retention_ratio": 0.1 if value == 0 else 0.2}
+        settings: dict[str, Any] = {"retention_ratio": 0.1 if value == 0 else 0.2}
         broken = Clip(12, 112, 112, seed=int(np.nan_to_num(value, nan=1, posinf=2)))
         output = greedy(llm, [prompt_of(TEXT, [broken], flashvid=settings)])[0]
         budget = plan(*grid_of(broken), FlashVidConfig(**settings))

@@ -85,7 +85,9 @@ item = st.one_of(
 
 
 @settings(max_examples=200, deadline=None)
-@given(items=st.lists(item, min_size=1, max_size=6), chunk=st.integers(1, 12), seed=st.integers(0, 99), shift=st.booleans())
+@given(
+    items=st.lists(item, min_size=1, max_size=6), chunk=st.integers(1, 12), seed=st.integers(0, 99), shift=st.booleans()
+)
 def test_chunk_by_chunk_every_token_gets_its_full_prompt_position(
     items: list[tuple[str, int, int, int, int]], chunk: int, seed: int, shift: bool
 ) -> None:

@@ -115,9 +115,7 @@ def half_mask(num_frames: int, n: int) -> Tensor:
 @pytest.mark.parametrize("min_segments", [1, 3, 9])
 def test_segment_frames(shape: tuple[int, int, int], kind: str, min_segments: int) -> None:
     frames = video(kind, *shape)[0].mean(1)
-    assert ops.segment_frames(frames, 0.9, min_segments).tolist() == slow_segments(
-        frames.tolist(), 0.9, min_segments
-    )
+    assert ops.segment_frames(frames, 0.9, min_segments).tolist() == slow_segments(frames.tolist(), 0.9, min_segments)
 
 
 def test_event_relevance(shape: tuple[int, int, int]) -> None:
@@ -195,9 +193,7 @@ def test_pool_trees(shape: tuple[int, int, int]) -> None:
 
 
 def test_pool_trees_without_members() -> None:
-    empty = ops.pool_trees(
-        torch.ones(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3).bool()
-    )
+    empty = ops.pool_trees(torch.ones(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3).bool())
     assert [tuple(x.shape) for x in empty] == [(0,), (0, 4), (0,)]
 
 
@@ -313,9 +309,7 @@ OPS: dict[str, Run] = {
     "event_relevance": lambda v: ops.event_relevance(v["features"], v["segment_id"]),
     "select_tokens": lambda v: ops.select_tokens(v["features"], v["weight"], 6),
     "match_tokens": lambda v: ops.match_tokens(v["features"], v["member"], v["segment_id"], 0.5),
-    "match_position": lambda v: ops.match_tokens(
-        v["features"], v["member"], v["segment_id"], 0.5, "position"
-    ),
+    "match_position": lambda v: ops.match_tokens(v["features"], v["member"], v["segment_id"], 0.5, "position"),
     "tree_roots": lambda v: ops.tree_roots(v["parent"]),
     "pool_trees": lambda v: ops.pool_trees(v["features"], v["root"], v["member"]),
     "cluster_tokens": lambda v: ops.cluster_tokens(v["features"][1], 5, 7),
@@ -405,9 +399,7 @@ def test_runs_change_no_bit(kind: str) -> None:
 def test_half_precision_is_read_exactly(dtype: torch.dtype) -> None:
     given = op_inputs(dtype)
     for run in OPS.values():
-        assert same(
-            run(given), run({name: t.float() if t.is_floating_point() else t for name, t in given.items()})
-        )
+        assert same(run(given), run({name: t.float() if t.is_floating_point() else t for name, t in given.items()}))
 
 
 # What is refused

@@ -78,7 +78,8 @@ def test_positions_and_delta(llm: Any, oracle: Any, name: str, chunk: int, monke
     rows = want_embeddings.clone()
     for start in range(0, len(ids), chunk):
         end = min(start + chunk, len(ids))
-        window, slots = [], []
+        window: list[torch.Tensor] = []
+        slots: list[int] = []
         for feature, rows_of_feature in zip(features, encoded, strict=True):
             offset, length = feature.mm_position.offset, feature.mm_position.length
             low, high = max(start, offset), min(end, offset + length)

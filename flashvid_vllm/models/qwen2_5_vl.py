@@ -19,7 +19,7 @@ from ..attention import ScoringTower, frame_attention, take_scores
 from ..compress import compress
 from ..config import FlashVidConfig
 from ..positions import Span, append_positions, compress_positions, delta_of, fill_positions
-from ..processor import FIELD, FlashVidInfo, FlashVidProcessor, count_tokens, unpack_settings
+from ..processor import FIELD, FlashVidInfo, FlashVidProcessor, unpack_settings
 from ..settings import KEY
 from . import QWEN_PRESET
 
@@ -73,7 +73,7 @@ class Qwen2_5_VLForConditionalGeneration(upstream.Qwen2_5_VLForConditionalGenera
         if spans:
             full, delta = compress_positions(full, spans)
         # A prompt may end with a video, whose last position is then unknown once its tokens are filled in.
-        full.flashvid_delta = delta  # type: ignore[attr-defined]
+        full.flashvid_delta = delta
         return full, delta
 
     def recompute_mrope_positions(
@@ -101,7 +101,7 @@ class Qwen2_5_VLForConditionalGeneration(upstream.Qwen2_5_VLForConditionalGenera
 
     # --- encoder
 
-    def embed_multimodal(self, **kwargs: object) -> Any:
+    def embed_multimodal(self, **kwargs: Any) -> Any:
         rows = kwargs.pop(FIELD, None)
         self.flashvid_configs = [] if rows is None else [unpack_settings(row) for row in rows]
         return super().embed_multimodal(**kwargs)

@@ -44,9 +44,7 @@ def choose_backend(requested: str, device: torch.device) -> str:
     if requested == "auto":
         return "torch"
     if requested not in _BACKENDS:
-        raise ValueError(
-            f"this build has no backend {requested!r}; available: {', '.join(_BACKENDS)} (or auto)"
-        )
+        raise ValueError(f"this build has no backend {requested!r}; available: {', '.join(_BACKENDS)} (or auto)")
     return requested
 
 
@@ -174,9 +172,7 @@ def tree_roots(parent: Tensor, backend: str = "auto") -> Tensor:
     return _backend(backend, parent).tree_roots(parent)
 
 
-def pool_trees(
-    features: Tensor, root: Tensor, member: Tensor, backend: str = "auto"
-) -> tuple[Tensor, Tensor, Tensor]:
+def pool_trees(features: Tensor, root: Tensor, member: Tensor, backend: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
     """Average the members of every tree (Sec. 3). May wait for the device: R depends on the data.
 
     Args:
