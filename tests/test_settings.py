@@ -10,7 +10,7 @@ from flashvid_vllm.settings import check_request, check_server, describe, reques
 
 PRESET = {"min_segments": 4, "selection": "attention_diversity"}
 
-BAD_REQUESTS = [
+BAD_REQUESTS: list[tuple[Any, str]] = [
     ({"retention_ratio": 0}, "retention_ratio"),
     ({"retention_ratio": -0.1}, "-0.1"),
     ({"retention_ratio": 1.5}, "1.5"),

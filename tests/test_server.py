@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: MIT
+"""A real `vllm serve --plugin flashvid`, two API servers, a real clip, the `openai` client."""
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+openai = pytest.importorskip("openai")
+
+from benchmarks.clips import clip
+from benchmarks.serving import VllmServer, video_url
+from flashvid_vllm import FlashVidConfig
+from flashvid_vllm.budget import plan
+
+from .test_settings import BAD_REQUESTS
+
+pytestmark = pytest.mark.slow
+
+QUESTION = "What happens in this clip?"
+SERVE = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "8192", "--max-num-batched-tokens", "8192"]
+
+
+@pytest.fixture(scope="module")
+def server(sharp_model: Path) -> Iterator[VllmServer]:
+    options = ["--plugin", "flashvid", "--flashvid-retention-ratio", "0.25", "--api-server-count", "2"]
+    with VllmServer(sharp_model, *options, *SERVE) as server:
+        yield server
+
+
+def ask(server: VllmServer, flashvid: Any = None, video: Path | None = None, **options: Any) -> Any:
+    """One chat completion; ``video`` as base64, ``flashvid`` as the request's own settings."""
+    content: list[dict[str, Any]] = [{"type": "text", "text": QUESTION}]
+    if video is not None:
+        content.insert(0, {"type": "video_url", "video_url": {"url": video_url(video)}})
+    extra = {"ignore_eos": True} | options.pop("extra_body", {})
+    if flashvid is not None:
+        extra["mm_processor_kwargs"] = {"flashvid": flashvid}
+    return server.client().chat.completions.create(
+        model=server.model, messages=[{"role": "user", "content": content}], temperature=0,
+        extra_body=extra, **{"max_tokens": 4, **options},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text_tokens(sharp_model: Path) -> int:
+    """Tokens of the prompt that are not visual."""
+    from transformers import AutoTokenizer
+
+    content = [{"type": "video"}, {"type": "text", "text": QUESTION}]
+    tokenizer = AutoTokenizer.from_pretrained(sharp_model)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    return len(tokenizer.encode(text)) - 1
+
+
+# at 2 frames a second, merged in pairs; in cells of 28 x 28 pixels, resized to 256 cells at most
+@pytest.mark.parametrize(
+    ("name", "num_frames", "tokens_per_frame"), [("bikes", 10, 23 * 10), ("bigbuckbunny", 5, 21 * 12)]
+)
+def test_usage_falls_exactly_as_planned(
+    server: VllmServer, text_tokens: int, name: str, num_frames: int, tokens_per_frame: int
+) -> None:
+    video = clip(name)
+    plain = ask(server, {"enabled": False}, video).usage.prompt_tokens
+    assert plain == text_tokens + num_frames * tokens_per_frame
+    requests: list[tuple[Any, FlashVidConfig]] = [
+        (None, FlashVidConfig(retention_ratio=0.25)),  # the server's
+        ({"retention_ratio": 0.1}, FlashVidConfig(retention_ratio=0.1)),
+        ({"retention_ratio": 1}, FlashVidConfig(retention_ratio=1)),
+        ({"token_budget": 100}, FlashVidConfig(token_budget=100)),
+        ({"alpha": 0.4}, FlashVidConfig(retention_ratio=0.25, alpha=0.4)),
+    ]
+    for _ in range(2):  # both API servers take part, and caches
+        for request, config in requests:
+            usage = ask(server, request, video).usage
+            assert usage.prompt_tokens == text_tokens + plan(num_frames, tokens_per_frame, config).tokens
+
+
+def test_bad_requests_get_400_while_another_is_answered(server: VllmServer) -> None:
+    video = clip("bikes")
+    stream = ask(server, video=video, stream=True, max_tokens=200)
+    next(iter(stream))  # it is running
+    bad: list[tuple[Any, str]] = [*BAD_REQUESTS, (None, "did you mean 'flashvid'"), (None, "disabled by default")]
+    bodies: list[dict[str, Any]] = [{"mm_processor_kwargs": {"flashvid": settings}} for settings, _ in BAD_REQUESTS]
+    bodies += [{"mm_processor_kwargs": {"flashvidd": {"alpha": 1}}}, {"mm_processor_kwargs": {"fps": 1}}]
+    for index, (body, (_, message)) in enumerate(zip(bodies, bad, strict=True)):
+        for with_video in (False, True) if index < 3 else (False,):
+            if "nan" in str(body):  # JSON has no NaN; the client refuses to send it
+                continue
+            with pytest.raises(openai.BadRequestError) as info:
+                ask(server, video=video if with_video else None, extra_body=body)
+            assert message.replace("\\", "") in str(info.value), (body, str(info.value))
+    assert sum(len(chunk.choices) for chunk in stream) >= 199
+    assert ask(server, video=video).usage.completion_tokens == 4
+
+
+def test_nan_in_a_request_is_refused_too(server: VllmServer) -> None:
+    """Python's json writes and reads it."""
+    import httpx
+
+    body = (
+        f'{{"model": "{server.model}", "messages": [{{"role": "user", "content": "hello"}}],'
+        ' "mm_processor_kwargs": {"flashvid": {"retention_ratio": NaN}}}'
+    )
+    headers = {"content-type": "application/json"}
+    response = httpx.post(f"{server.base_url}/v1/chat/completions", content=body, headers=headers, trust_env=False)
+    assert response.status_code == 400, response.text
+
+
+def test_a_broken_video_is_the_clients_fault(server: VllmServer, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video" * 100)
+    with pytest.raises(openai.APIStatusError) as info:
+        ask(server, video=broken)
+    assert 400 <= info.value.status_code < 500
+    assert ask(server).choices
+
+
+def test_many_at_once_answer_as_alone(server: VllmServer) -> None:
+    """Videos and ratios mixed: every answer is the one that the request gets alone."""
+    requests = [(clip(name), ratio) for name in ("bikes", "bigbuckbunny") for ratio in (0.05, 0.1, 0.3)]
+
+    def answer(request: tuple[Path, float]) -> tuple[str, int]:
+        done = ask(server, {"retention_ratio": request[1]}, request[0], max_tokens=8)
+        return done.choices[0].message.content, done.usage.prompt_tokens
+
+    alone = [answer(request) for request in requests]
+    with concurrent.futures.ThreadPoolExecutor(len(requests)) as pool:
+        assert list(pool.map(answer, requests)) == alone
+
+
+def test_the_log_says_once_what_is_on(server: VllmServer) -> None:
+    lines = [line for line in server.log.read_text(errors="replace").splitlines() if "FlashVID" in line]
+    assert len(lines) == 1, lines
+    assert "INFO" in lines[0]
+    assert "retention_ratio=0.25" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plugin", "other"], "invalid choice: 'other' (choose from 'flashvid')"),
+        (["--plugin", "flashvid", "--video-pruning-rate", "0.5"], "--video-pruning-rate 0.5"),
+    ],
+)
+def test_refusals_at_the_start(sharp_model: Path, options: list[str], message: str) -> None:
+    vllm = Path(sys.executable).parent / "vllm"
+    done = subprocess.run([vllm, "serve", sharp_model, *options], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+@pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="one more server; make test-full")
+def test_a_server_closed_to_requests(sharp_model: Path) -> None:
+    options = ["--plugin", "flashvid", "--flashvid-token-budget", "50", "--no-flashvid-request-overrides"]
+    with VllmServer(sharp_model, *options, *SERVE) as server:
+        budgeted = ask(server, video=clip("bikes")).usage.prompt_tokens
+        assert 50 < budgeted < 120
+        for settings in ({"retention_ratio": 0.5}, {"enabled": False}):
+            with pytest.raises(openai.BadRequestError, match="--no-flashvid-request-overrides"):
+                ask(server, settings, clip("bikes"))
