@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
-
-pytest.importorskip("vllm")
-openai = pytest.importorskip("openai")
 
 from benchmarks.clips import clip
 from benchmarks.serving import VllmServer, video_url
@@ -21,6 +19,7 @@ from flashvid_vllm.budget import plan
 
 from .test_settings import BAD_REQUESTS
 
+pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
 
 QUESTION = "What happens in this clip?"
