@@ -122,6 +122,7 @@ def _refuse_unsupported(config: Any) -> None:
             f"FlashVID does not support {model.architecture} ({model.model}); it supports {supported()}. "
             "Leave --plugin flashvid out to serve this model without it"
         )
+    _check_backend(config.model_config.multimodal_config.mm_processor_kwargs[KEY])
     refused = [
         (
             config.parallel_config.pipeline_parallel_size > 1,
@@ -147,6 +148,17 @@ def _refuse_unsupported(config: Any) -> None:
     for is_set, what in refused:
         if is_set:
             raise ValueError(f"FlashVID does not work with {what}")
+
+
+def _check_backend(settings: Mapping[str, Any]) -> None:
+    """ValueError for a backend that is not to be had here: found out later it would stop the engine."""
+    import torch
+    from vllm.platforms import current_platform
+
+    from . import ops
+
+    if "backend" in settings:
+        ops.choose_backend(settings["backend"], torch.device(current_platform.device_type))
 
 
 def _use_our_cpu_worker(parallel_config: Any) -> None:

@@ -97,7 +97,7 @@ class FlashVidProcessor:
             config = kwargs.pop(KEY)
             settings = json.dumps(config.to_dict(), sort_keys=True) if config else ""
             # under videos_kwargs it enters the hash of videos alone: images are not ours
-            kwargs["videos_kwargs"] = {**kwargs.get("videos_kwargs", {}), KEY: settings}
+            kwargs["videos_kwargs"] = {**(kwargs.get("videos_kwargs") or {}), KEY: settings}
             inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
         return super()._get_mm_hashes(inputs)  # type: ignore[misc]
 

@@ -14,8 +14,9 @@ from .config import CONFIG_KEYS, FlashVidConfig, refuse_unknown
 KEY = "flashvid"
 ENABLED = "enabled"
 REQUEST_OVERRIDES = "request_overrides"
-REQUEST_KEYS = (*CONFIG_KEYS, ENABLED)
-SERVER_KEYS = (*REQUEST_KEYS, REQUEST_OVERRIDES)
+BACKEND = "backend"
+SERVER_KEYS = (*CONFIG_KEYS, ENABLED, REQUEST_OVERRIDES)
+REQUEST_KEYS = tuple(key for key in SERVER_KEYS if key not in (BACKEND, REQUEST_OVERRIDES))
 _BUDGETS = ("retention_ratio", "token_budget")
 
 
@@ -35,6 +36,8 @@ def check_request(settings: Any, server: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"this server takes no {KEY!r} settings from requests (--no-flashvid-request-overrides); leave them out"
         )
+    if isinstance(settings, Mapping) and BACKEND in settings:
+        raise ValueError(f"{BACKEND}={settings[BACKEND]!r}: the server chooses the backend; leave it out")
     return _check(settings, REQUEST_KEYS)
 
 

@@ -27,6 +27,7 @@ BAD_REQUESTS: list[tuple[Any, str]] = [
     ({"selection": "best"}, "attention_diversity"),
     ({"selection": ["attention"]}, "selection"),
     ({"backend": "cuda"}, "backend"),
+    ({"backend": []}, "backend"),
     ({"enabled": "yes"}, "enabled"),
     ({"request_overrides": False}, "request_overrides"),
     ([0.1], "must be an object"),
@@ -48,6 +49,13 @@ def test_a_bad_server_option_names_what_is_wrong(settings: Any, message: str) ->
         return
     with pytest.raises(ValueError, match=message):
         check_server(settings)
+
+
+def test_a_request_cannot_choose_the_backend() -> None:
+    """One that this server has not would raise in the engine."""
+    with pytest.raises(ValueError, match="the server chooses the backend"):
+        check_request({"backend": "torch"}, {})
+    assert check_server({"backend": "torch"}) == {"backend": "torch"}
 
 
 @pytest.mark.parametrize("key", ["flashvidd", "flashVid", "flash_vid", "flashvi", "FLASHVID"])

@@ -74,6 +74,10 @@ def test_lora_on_the_tower(sharp_model: Path) -> None:
     assert "enable_tower_connector_lora" in refusal(sharp_model, **engine_args(), **options)
 
 
+def test_a_backend_that_is_not_here(sharp_model: Path) -> None:
+    assert "native" in refusal(sharp_model, **engine_args(backend="native"))
+
+
 def test_settings_given_straight_to_vllm_are_checked_too(sharp_model: Path) -> None:
     assert "retention_ratio" in refusal(sharp_model, mm_processor_kwargs={"flashvid": {"retention_ratio": 3}})
     config = config_of(sharp_model, mm_processor_kwargs={"flashvid": {"retention_ratio": 0.5}})

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Qwen2.5-VL: windowed vision tower, 2x2 merge, M-RoPE."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,14 +15,21 @@ from vllm.model_executor.models import qwen2_5_vl as upstream
 from vllm.model_executor.models.vision import run_dp_sharded_mrope_vision_model
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalKwargsItem, PlaceholderRange
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from ..attention import ScoringTower, frame_attention, take_scores
+from ..budget import plan
 from ..compress import compress
 from ..config import FlashVidConfig
 from ..positions import Span, append_positions, compress_positions, delta_of, fill_positions
 from ..processor import FIELD, FlashVidInfo, FlashVidProcessor, unpack_settings
 from ..settings import KEY
 from . import QWEN_PRESET
+
+
+def _grid(thw: Sequence[int], merge: int) -> tuple[int, int]:
+    """(T, N) of a video of ``thw`` patches, of which ``merge`` x ``merge`` make one token."""
+    return thw[0], (thw[1] // merge) * (thw[2] // merge)
 
 
 class ProcessingInfo(FlashVidInfo, upstream.Qwen2_5_VLProcessingInfo):
@@ -32,9 +40,8 @@ class Processor(FlashVidProcessor, upstream.Qwen2_5_VLMultiModalProcessor):
     flashvid_preset = QWEN_PRESET
 
     def video_grid(self, item: MultiModalKwargsItem) -> tuple[int, int]:
-        frames, height, width = item["video_grid_thw"].data.tolist()
         merge = self.info.get_hf_config().vision_config.spatial_merge_size
-        return frames, (height // merge) * (width // merge)
+        return _grid(item["video_grid_thw"].data.tolist(), merge)
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -43,7 +50,9 @@ class Processor(FlashVidProcessor, upstream.Qwen2_5_VLMultiModalProcessor):
 class Qwen2_5_VLForConditionalGeneration(upstream.Qwen2_5_VLForConditionalGeneration):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.flashvid_on = KEY in (self.multimodal_config.mm_processor_kwargs or {})
+        settings = (self.multimodal_config.mm_processor_kwargs or {}).get(KEY)
+        self.flashvid_on = settings is not None
+        self.flashvid_backend = (settings or {}).get("backend", "auto")
         self.flashvid_configs: Sequence[FlashVidConfig | None] = ()
         if self.flashvid_on:
             # a compiled block would hide its q and k (--compilation-config compile_mm_encoder)
@@ -92,19 +101,28 @@ class Qwen2_5_VLForConditionalGeneration(upstream.Qwen2_5_VLForConditionalGenera
             delta = delta_of(mrope_positions)
         width = self.visual.out_hidden_size
         if any(embedding.shape[1] > width for embedding in multimodal_embeddings):
-            ids = torch.as_tensor(input_ids)
-            is_media = (ids == self.config.video_token_id) | (ids == self.config.image_token_id)
-            mrope_positions = fill_positions(
-                mrope_positions, is_media, multimodal_embeddings, width, num_computed_tokens
-            )
+            with gpu_sync_allowed():
+                ids = torch.as_tensor(input_ids)
+                is_media = (ids == self.config.video_token_id) | (ids == self.config.image_token_id)
+                mrope_positions = fill_positions(
+                    mrope_positions, is_media, multimodal_embeddings, width, num_computed_tokens
+                )
         return [embedding[:, :width] for embedding in multimodal_embeddings], mrope_positions, delta
 
     # --- encoder
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         rows = kwargs.pop(FIELD, None)
-        self.flashvid_configs = [] if rows is None else [unpack_settings(row) for row in rows]
-        return super().embed_multimodal(**kwargs)
+        if rows is None:  # images, or FlashVID is not on
+            return super().embed_multimodal(**kwargs)
+        configs = [unpack_settings(row) for row in rows]
+        grids = [_grid(thw.tolist(), self.visual.spatial_merge_size) for thw in kwargs["video_grid_thw"]]
+        self.flashvid_configs = [
+            None if config is None or plan(*grid, config).is_identity else config
+            for config, grid in zip(configs, grids, strict=True)
+        ]
+        with gpu_sync_allowed():
+            return super().embed_multimodal(**kwargs)
 
     def _postprocess_image_embeds_evs(self, image_embeds_split: Any, image_input: Any) -> Any:
         if not self.flashvid_on:
@@ -112,7 +130,7 @@ class Qwen2_5_VLForConditionalGeneration(upstream.Qwen2_5_VLForConditionalGenera
         return image_embeds_split
 
     def _process_video_input(self, video_input: Any) -> Any:
-        if not any(config and config.needs_attention for config in self.flashvid_configs):
+        if not self._needs_attention():
             return super()._process_video_input(video_input)
         grids = video_input["video_grid_thw"].tolist()
         pixels = video_input["pixel_values_videos"]
@@ -126,15 +144,17 @@ class Qwen2_5_VLForConditionalGeneration(upstream.Qwen2_5_VLForConditionalGenera
         )
         if self.use_data_parallel:
             return run_dp_sharded_mrope_vision_model(tower, pixels, grids, rope_type="rope_3d")
-        merge = self.visual.spatial_merge_size
-        return tower(pixels, grids).split([t * (h // merge) * (w // merge) for t, h, w in grids])
+        return tower(pixels, grids).split([math.prod(_grid(thw, self.visual.spatial_merge_size)) for thw in grids])
+
+    def _needs_attention(self) -> bool:
+        return any(config is not None and config.needs_attention for config in self.flashvid_configs)
 
     def _score(self, query: Tensor, key: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
         """Mean received attention of the patches of each output token, in raster order: [n]."""
         scores, start = [], 0
         for frames, height, width in grids:
             end = start + frames * height * width
-            patches = frame_attention(query[start:end], key[start:end], frames, "auto")
+            patches = frame_attention(query[start:end], key[start:end], frames, self.flashvid_backend)
             merged = patches.flatten().unflatten(0, (-1, self.visual.spatial_merge_unit)).mean(1)
             # the tower works in window order: row i of it is output token window_index[i]
             window_index = self.visual.get_rope_by_thw(frames, height, width)[2]
@@ -147,7 +167,7 @@ class Qwen2_5_VLForConditionalGeneration(upstream.Qwen2_5_VLForConditionalGenera
             return super()._postprocess_video_embeds_evs(video_embeds_split, video_input)
         grids = video_input["video_grid_thw"]
         seconds = video_input.get("second_per_grid_ts")
-        scored = any(config and config.needs_attention for config in self.flashvid_configs)
+        scored = self._needs_attention()
         out = []
         for index, (features, config) in enumerate(zip(video_embeds_split, self.flashvid_configs, strict=True)):
             features, scores = take_scores(features) if scored else (features, None)
@@ -164,8 +184,6 @@ class Qwen2_5_VLForConditionalGeneration(upstream.Qwen2_5_VLForConditionalGenera
             return features
         attention = scores.unflatten(0, (num_frames, -1)) if scores is not None else None
         video = compress(features.unflatten(0, (num_frames, -1)), attention, config)
-        if len(video.tokens) == len(features):
-            return features
         alone = SimpleNamespace(modality="video", mm_position=SimpleNamespace(offset=0), data=item)
         positions, _ = super().get_mrope_input_positions([self.config.video_token_id] * len(features), [alone])
         return append_positions(video.tokens, positions.to(features.device)[:, video.source_index])
