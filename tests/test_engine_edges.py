@@ -13,7 +13,7 @@ import torch
 from flashvid_vllm import FlashVidConfig, engine_args
 from flashvid_vllm.budget import plan
 
-from .engine import VIDEO, Clip, engine, greedy, prompt_of, record_positions
+from .engine import VIDEO, Clip, engine, greedy, prompt_of, record_positions, tokens_and_logprobs
 
 pytestmark = pytest.mark.slow
 
@@ -133,6 +133,22 @@ def test_positions_above_600_in_bf16(llm: Any, monkeypatch: pytest.MonkeyPatch, 
     assert after > 700
     want += [[after + i] * 3 for i in range(len(text) - 1 - start + 5)]
     assert received.T.tolist() == want
+
+
+@pytest.mark.parametrize("ratio", [1, 0.5, 0.1])
+def test_bf16_answers_as_transformers_in_bf16(llm: Any, sharp_model: Path, ratio: float) -> None:
+    """To bf16's precision: 8 bits of mantissa over 8 layers. The choices that rounding decides (up to 2 % of the
+    tokens) are among equals, so they do not show either."""
+    from .hf_qwen2_5_vl import Oracle
+
+    oracle = Oracle(sharp_model, torch.bfloat16)
+    clips = [Clip(32, 112, 168), Clip(12, 140, 84, 0.25, seed=2)]
+    settings = {"retention_ratio": ratio}
+    text = f"{HEAD}{VIDEO}seconds{VIDEO}{TAIL}"
+    output = greedy(llm, [prompt_of(text, clips, flashvid=settings)])[0]
+    _, expected = oracle.greedy(*oracle.assemble(text, clips, [], settings), 1)
+    _, steps = tokens_and_logprobs(output)
+    assert max(abs(value - float(expected[0][token])) for token, value in steps[0].items()) < 0.03
 
 
 def test_bad_settings_raise_and_the_engine_lives_on(llm: Any) -> None:
