@@ -41,7 +41,8 @@ def ask(server: VllmServer, flashvid: Any = None, video: Path | None = None, **o
     extra = {"ignore_eos": True} | options.pop("extra_body", {})
     if flashvid is not None:
         extra["mm_processor_kwargs"] = {"flashvid": flashvid}
-    return server.client().chat.completions.create(
+    client: Any = server.client()
+    return client.chat.completions.create(
         model=server.model, messages=[{"role": "user", "content": content}], temperature=0,
         extra_body=extra, **{"max_tokens": 4, **options},
     )  # fmt: skip

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+# Every target does its own set-up. `make help` tells what there is.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEVICE ?= auto
+MODEL ?=
+VIDEO ?=
+
+BIN := $(VENV)/bin
+SOURCES = flashvid_vllm kernels tests benchmarks setup.py
+# tests marked `gpu` run where there is a GPU
+MARKS = $(shell nvidia-smi -L >/dev/null 2>&1 || test -e /dev/kfd || echo "not gpu")
+PYTEST = $(BIN)/python -m pytest -q -m "$(MARKS)"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-full check bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+	@echo
+	@echo "  make demo MODEL=Qwen/Qwen2.5-VL-7B-Instruct VIDEO=clip.mp4    the same with your model and your video"
+	@echo "  VENV=PATH another environment   PYTHON=python3.12 another Python   DEVICE=cpu|cuda not what is found"
+
+setup: ## make the environment in .venv (vLLM for this machine, tools, this project)
+	@$(PYTHON) tests/env/install.py --venv "$(VENV)" --device "$(DEVICE)"
+
+demo: setup ## serve a model, ask about a video: plain, on a quarter and on a tenth of its tokens
+	@$(BIN)/python -m benchmarks.demo $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)")
+
+test: setup ## the tests, with a quick selection of those that start an engine
+	FLASHVID_TESTS=quick $(PYTEST)
+
+test-full: setup ## all tests
+	FLASHVID_TESTS=full $(PYTEST)
+
+check: setup ## lint, format and types
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+bench: setup ## time the operations
+	@if [ -e benchmarks/bench_ops.py ]; then $(BIN)/python -m benchmarks.bench_ops; \
+	else echo "the benchmarks come with the kernels; there is nothing to time yet"; fi
+
+clean: ## remove what make has made: the environment, caches, clips, build products
+	rm -rf .venv .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The demo, the benchmarks and what they share with the tests."""
