@@ -12,8 +12,9 @@ from typing import Any
 # Here and first, so that `flashvid_vllm.compress` is the function, not the module.
 from .compress import CompressedVideo, compress
 from .config import FlashVidConfig
+from .ops.env import env_info
 
-__all__ = ["CompressedVideo", "FlashVidConfig", "compress", "engine_args", "register"]
+__all__ = ["CompressedVideo", "FlashVidConfig", "compress", "engine_args", "env_info", "register"]
 
 try:
     __version__ = version("flashvid-vllm")

@@ -53,12 +53,18 @@ def compress(
     """
     _validate(features, attention, config, check)
     num_frames, n, _ = features.shape
-    position = torch.arange(num_frames * n, device=features.device)
-    features = features.contiguous()  # sums follow the strides: one layout, one result
-    flat = features.flatten(0, 1)
 
     # 0. Budget: B tokens, K of every frame selected by ADTS, M merged by TSTM.
     budget = plan(num_frames, n, config)
+    on_device = None if budget.is_identity else ops.device_pipeline(config.backend, features)
+    if on_device is not None:  # the same steps as below, without waiting for the device
+        sizes = (budget.selected_per_frame, budget.merged, config.selection, config.matching)
+        thresholds = (config.merge_threshold, config.segment_threshold, config.min_segments)
+        return CompressedVideo(*on_device(features, attention, *sizes, *thresholds))
+
+    position = torch.arange(num_frames * n, device=features.device)
+    features = features.contiguous()  # sums follow the strides: one layout, one result
+    flat = features.flatten(0, 1)
     if budget.is_identity:
         return CompressedVideo(flat, position, torch.ones_like(position), position.view(num_frames, n))
 

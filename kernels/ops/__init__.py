@@ -10,6 +10,11 @@ Shapes: T frames of N tokens of D channels. Features are fp32, fp16 or bf16; ind
 """
 
 import importlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -20,6 +25,7 @@ __all__ = [
     "check_tensor",
     "choose_backend",
     "cluster_tokens",
+    "device_pipeline",
     "event_relevance",
     "match_tokens",
     "pool_trees",
@@ -29,23 +35,58 @@ __all__ = [
     "tree_roots",
 ]
 
-_BACKENDS = {"torch": "reference"}  # name: module of this package, imported on first use
+# name: module of this package, imported on first use
+_BACKENDS = {"torch": "reference", "native": "native", "triton": "triton_backend"}
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+_HAS_TRITON = _installed("triton")  # looked up, not imported
+_used: list[str] = []  # backends that have run, the last one last
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # features, weights, attention
 _INDEX = (torch.int64,)
 _MASK = (torch.bool,)
 
 
 def choose_backend(requested: str, device: torch.device) -> str:
-    """Name the backend that serves ``requested`` on ``device``.
+    """Name the backend that serves ``requested`` on ``device``: for "auto" triton on a GPU and native on
+    a CPU, where they can run, else torch.
 
     Raises:
-        ValueError: ``requested`` is neither "auto" nor a backend of this build.
+        ValueError: ``requested`` is neither "auto" nor a backend of this build, or it cannot run there.
     """
     if requested == "auto":
-        return "torch"
+        best = {"cuda": "triton", "cpu": "native"}.get(device.type, "torch")
+        return "torch" if missing_for(best, device) else best
     if requested not in _BACKENDS:
         raise ValueError(f"this build has no backend {requested!r}; available: {', '.join(_BACKENDS)} (or auto)")
+    if missing := missing_for(requested, device):
+        raise ValueError(f"backend {requested!r} cannot run: {missing}")
     return requested
+
+
+def missing_for(backend: str, device: torch.device) -> str:
+    """What keeps a backend of this build from running on ``device``; empty if nothing does."""
+    if backend == "torch":
+        return ""
+    if backend == "native":
+        return str(importlib.import_module(f"{__name__}.native").missing_for(device))
+    if not _HAS_TRITON:
+        return "triton is not installed (pip install triton)"
+    interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+    if device.type != "cuda" and not interpreted:
+        return f"it needs a tensor on a CUDA or ROCm device, or TRITON_INTERPRET=1; got one on {device}"
+    return ""
+
+
+def device_pipeline(requested: str, tensor: Tensor) -> Callable[..., tuple[Tensor, ...]] | None:
+    """The whole compression as one function that never waits for the device, where the backend has one."""
+    return getattr(_backend(requested, tensor), "compress_on_device", None)
 
 
 def check_tensor(
@@ -226,5 +267,18 @@ def received_attention(query: Tensor, key: Tensor, backend: str = "auto") -> Ten
 
 
 def _backend(requested: str, tensor: Tensor) -> ModuleType:
-    module = _BACKENDS[choose_backend(requested, tensor.device)]
-    return importlib.import_module(f"{__name__}.{module}")
+    name = choose_backend(requested, tensor.device)
+    if not torch.compiler.is_compiling():
+        _note_use(name, tensor.device)
+    module = f"{__name__}.{_BACKENDS[name]}"
+    return sys.modules.get(module) or importlib.import_module(module)
+
+
+def _note_use(name: str, device: torch.device) -> None:
+    if name not in _used:  # once, and where a server's log shows it
+        logger = logging.getLogger("vllm.plugins.flashvid" if "vllm" in sys.modules else "flashvid_vllm")
+        logger.info("FlashVID compresses with its %s backend on %s", name, device)
+    elif _used[-1] != name:
+        _used.remove(name)
+    if not _used or _used[-1] != name:
+        _used.append(name)

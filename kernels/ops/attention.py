@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+# mypy: allow-untyped-defs
+"""Received attention: column means of softmax(q k^T / sqrt(d)), without [H, N, N]."""
+
+import math
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .device import dot
+from .launch import cdiv, dot_precision, launch, power_of_2
+
+MOST_CHANNELS = 256  # of a head; vision encoders have 64 to 128
+LOG2_E = math.log2(math.e)
+
+
+@triton.jit(do_not_specialize=["n", "row_blocks"])
+def log_sum_exp_kernel(
+    query,
+    key,
+    logs,
+    scale,
+    heads,
+    n,
+    d,
+    row_blocks,
+    stride_qt,
+    stride_qh,
+    stride_qn,
+    stride_qd,
+    stride_kt,
+    stride_kh,
+    stride_kn,
+    stride_kd,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    of_head = (tl.program_id(0) // row_blocks).to(tl.int64)
+    t, head = of_head // heads, of_head % heads
+    at_m = (tl.program_id(0) % row_blocks * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    at_d = tl.arange(0, BLOCK_D).to(tl.int64)
+    q_at = query + t * stride_qt + head * stride_qh + (at_m[:, None] * stride_qn + at_d[None, :] * stride_qd)
+    q = tl.load(q_at, mask=(at_m[:, None] < n) & (at_d[None, :] < d), other=0.0)
+    largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    for start in range(0, n, BLOCK_N):
+        at_n = (start + tl.arange(0, BLOCK_N)).to(tl.int64)
+        k_at = key + t * stride_kt + head * stride_kh + (at_n[None, :] * stride_kn + at_d[:, None] * stride_kd)
+        k = tl.load(k_at, mask=(at_n[None, :] < n) & (at_d[:, None] < d), other=0.0)
+        logits = dot(q, k, tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION) * scale
+        logits = tl.where(at_n[None, :] < n, logits, float("-inf"))
+        now = tl.maximum(largest, tl.max(logits, axis=1))
+        total = total * tl.exp2(largest - now) + tl.sum(tl.exp2(logits - now[:, None]), axis=1)
+        largest = now
+    tl.store(logs + of_head * n + at_m, largest + tl.log2(total), mask=at_m < n)
+
+
+@triton.jit(do_not_specialize=["n", "column_blocks"])
+def column_mean_kernel(
+    query,
+    key,
+    logs,
+    received,
+    scale,
+    heads,
+    n,
+    d,
+    column_blocks,
+    stride_qt,
+    stride_qh,
+    stride_qn,
+    stride_qd,
+    stride_kt,
+    stride_kh,
+    stride_kn,
+    stride_kd,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    # One program sums a block of columns over all heads and queries: no atomics, a fixed order.
+    t = (tl.program_id(0) // column_blocks).to(tl.int64)
+    at_n = (tl.program_id(0) % column_blocks * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    at_d = tl.arange(0, BLOCK_D).to(tl.int64)
+    acc = tl.zeros([BLOCK_N], tl.float32)
+    for head in range(heads):
+        of_head = t * heads + head
+        k_at = key + t * stride_kt + head * stride_kh + (at_n[:, None] * stride_kn + at_d[None, :] * stride_kd)
+        k = tl.load(k_at, mask=(at_n[:, None] < n) & (at_d[None, :] < d), other=0.0)
+        for start in range(0, n, BLOCK_M):
+            at_m = (start + tl.arange(0, BLOCK_M)).to(tl.int64)
+            q_at = query + t * stride_qt + head * stride_qh
+            q_at += at_m[None, :] * stride_qn + at_d[:, None] * stride_qd
+            q = tl.load(q_at, mask=(at_m[None, :] < n) & (at_d[:, None] < d), other=0.0)
+            logits = dot(k, q, tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION) * scale
+            log = tl.load(logs + of_head * n + at_m, mask=at_m < n, other=float("inf"))
+            acc += tl.sum(tl.exp2(logits - log[None, :]), axis=1)
+    tl.store(received + t * n + at_n, acc / (heads * n), mask=at_n < n)
+
+
+def attention(query: Tensor, key: Tensor, logs: Tensor, received: Tensor) -> None:
+    """Average the attention that each token receives, over heads and queries, in two passes.
+
+    Args:
+        query, key: [T, H, N, d] fp32, fp16 or bf16, any strides, d up to MOST_CHANNELS.
+        logs: [T, H, N] float32, contiguous, becomes the row-wise log2 of the sum of exponentials.
+        received: [T, N] float32, contiguous, written.
+
+    Raises:
+        ValueError: d is above MOST_CHANNELS.
+    """
+    t, heads, n, d = query.shape
+    if d > MOST_CHANNELS:
+        raise ValueError(f"a head must have at most {MOST_CHANNELS} channels, got {d}")
+    half = query.element_size() == 2
+    sizes = (LOG2_E / math.sqrt(d), heads, n, d)
+    strides = (*query.stride(), *key.stride())
+    block_d = power_of_2(d, least=16)
+    block_m, block_n = (64, 64) if half else (16, 64)  # more queries in fp32 spill on sm_80 to sm_120
+    row_blocks, column_blocks = cdiv(n, block_m), cdiv(n, block_n)
+    options: dict[str, Any] = {"PRECISION": dot_precision(), "BLOCK_M": block_m, "BLOCK_N": block_n}
+    launch(
+        log_sum_exp_kernel,
+        t * heads * row_blocks,
+        query,
+        key,
+        logs,
+        *sizes,
+        row_blocks,
+        *strides,
+        BLOCK_D=block_d,
+        **options,
+        num_warps=4 if half else 8,
+    )
+    launch(
+        column_mean_kernel,
+        t * column_blocks,
+        query,
+        key,
+        logs,
+        received,
+        *sizes,
+        column_blocks,
+        *strides,
+        BLOCK_D=block_d,
+        **options,
+        num_warps=8,  # 4 spill on sm_80
+    )

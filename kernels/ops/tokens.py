@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: MIT
+# mypy: allow-untyped-defs
+"""The tokens that stand for the video (Sec. 5), together with the tree means of the chunk that comes next."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .forest import ROWS_AT_A_TIME, channels_at_a_time, store_tree_mean
+from .launch import cdiv, launch, power_of_2
+
+
+@triton.jit
+def _write_token(
+    x,
+    slot,
+    slot_row,
+    tree_size,
+    mean,
+    source_index,
+    tokens,
+    size,
+    row,
+    start,
+    block,
+    n,
+    slots,
+    d,
+    stride_t,
+    stride_n,
+    stride_d,
+    BLOCK_S: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    at_d = (block * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
+    source = tl.load(source_index + row)
+    t = source // n
+    out = tokens + row * d + at_d
+    if tl.load(slot + source) < 0:  # ADTS kept it as it is, to the bit
+        at = x + t * stride_t + (source % n) * stride_n + at_d * stride_d
+        tl.store(out, tl.load(at, mask=at_d < d), mask=at_d < d)
+        if block == 0:
+            tl.store(size + row, 1)
+    else:
+        lane = tl.arange(0, BLOCK_S)
+        is_member = tl.load(slot_row + t * slots + lane, mask=lane < slots, other=-1) == row
+        members = tl.sum(is_member.to(tl.int32), axis=0)
+        lowest = tl.min(tl.where(is_member, lane, slots), axis=0)
+        highest = tl.max(tl.where(is_member, lane, -1), axis=0)
+        acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
+        for first in range(lowest, highest + 1, ROWS):
+            at_s = (first + tl.arange(0, ROWS)).to(tl.int64)
+            take = tl.load(slot_row + t * slots + at_s, mask=at_s <= highest, other=-1) == row
+            at = mean + ((t - start) * slots + at_s)[:, None] * d + at_d[None, :]
+            acc += tl.load(at, mask=take[:, None] & (at_d[None, :] < d), other=0.0)
+        token = tl.sum(acc, axis=0) / members
+        tl.store(out, token.to(tokens.dtype.element_ty), mask=at_d < d)
+        if block == 0:
+            sizes = tl.load(tree_size + t * slots + lane, mask=is_member, other=0)
+            tl.store(size + row, tl.sum(sizes, axis=0))
+
+
+@triton.jit(do_not_specialize=["start", "stop", "token_programs", "num_frames", "n", "slots"])
+def tokens_kernel(
+    x,
+    candidate,
+    root,
+    slot,
+    slot_token,
+    count,
+    slot_row,
+    tree_size,
+    row_base,
+    source_index,
+    mean,
+    next_mean,
+    tokens,
+    size,
+    assignment,
+    start,
+    stop,
+    token_programs,
+    num_frames,
+    n,
+    slots,
+    d,
+    stride_t,
+    stride_n,
+    stride_d,
+    BLOCK_S: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    # Three kinds of programs: output tokens of frames [start, stop), the assignment of those frames, and
+    # tree means of the frames from stop on. They neither read nor write what another kind writes.
+    program = tl.program_id(0)
+    blocks = tl.cdiv(d, BLOCK_D)
+    if program < token_programs:
+        row = tl.load(row_base + start) + program // blocks
+        if row < tl.load(row_base + stop):
+            _write_token(
+                x,
+                slot,
+                slot_row,
+                tree_size,
+                mean,
+                source_index,
+                tokens,
+                size,
+                row,
+                start,
+                program % blocks,
+                n,
+                slots,
+                d,
+                stride_t,
+                stride_n,
+                stride_d,
+                BLOCK_S=BLOCK_S,
+                ROWS=ROWS,
+                BLOCK_D=BLOCK_D,
+            )
+    elif program < token_programs + stop - start:
+        lane = tl.arange(0, BLOCK_N)
+        own = (program - token_programs + start).to(tl.int64) * n + lane
+        free = tl.load(candidate + own, mask=lane < n, other=0) != 0
+        above = tl.load(root + own, mask=free, other=0)
+        at = above // n * slots + tl.load(slot + above, mask=free, other=0)
+        tl.store(assignment + own, tl.load(slot_row + at, mask=free, other=0), mask=free)
+    elif next_mean is not None:
+        store_tree_mean(
+            x,
+            root,
+            slot_token,
+            count,
+            next_mean,
+            tree_size,
+            program - token_programs - (stop - start),
+            stop,
+            slots,
+            num_frames,
+            n,
+            d,
+            stride_t,
+            stride_n,
+            stride_d,
+            FOREST=True,
+            BLOCK_N=BLOCK_N,
+            ROWS=ROWS,
+            BLOCK_D=BLOCK_D,
+        )
+
+
+def write_tokens(
+    x: Tensor,
+    candidate: Tensor,
+    root: Tensor,
+    slot: Tensor,
+    slot_token: Tensor,
+    count: Tensor,
+    slot_row: Tensor,
+    tree_size: Tensor,
+    row_base: Tensor,
+    source_index: Tensor,
+    mean: Tensor,
+    next_mean: Tensor | None,
+    tokens: Tensor,
+    size: Tensor,
+    assignment: Tensor,
+    start: int,
+    stop: int,
+) -> None:
+    """Write the output of frames ``start`` to ``stop`` and the tree means of the frames after them.
+
+    Args:
+        x: [T, N, D] fp32, fp16 or bf16, any strides; all that follow are contiguous.
+        candidate: [T, N] uint8.
+        root, slot, slot_token: of ``roots``; row_base, count: of ``guarantee``.
+        slot_row, source_index: of ``cluster``, written for the frames before ``stop``.
+        tree_size, mean: of ``tree_means``, for frames ``start`` to ``stop``.
+        next_mean: [frames, S, D] float32, becomes the tree means of the frames from ``stop`` on; or None.
+        tokens, size: [B, D] of the features' dtype and [B] int64, written at the rows of these frames.
+        assignment: [T, N] int64, written at the candidates of these frames.
+    """
+    num_frames, n, d = x.shape
+    slots = slot_token.shape[1]
+    block_d = channels_at_a_time(d)
+    blocks = cdiv(d, block_d)
+    token_programs = min(len(tokens), (stop - start) * n) * blocks
+    next_frames = 0 if next_mean is None else len(next_mean)
+    launch(
+        tokens_kernel,
+        token_programs + stop - start + next_frames * slots * blocks,
+        x,
+        candidate,
+        root,
+        slot,
+        slot_token,
+        count,
+        slot_row,
+        tree_size,
+        row_base,
+        source_index,
+        mean,
+        next_mean,
+        tokens,
+        size,
+        assignment,
+        start,
+        stop,
+        token_programs,
+        num_frames,
+        n,
+        slots,
+        d,
+        *x.stride(),
+        BLOCK_S=power_of_2(slots),
+        BLOCK_N=power_of_2(n),
+        ROWS=ROWS_AT_A_TIME,
+        BLOCK_D=block_d,
+    )
