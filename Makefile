@@ -28,11 +28,11 @@ setup: ## make the environment in .venv (vLLM for this machine, tools, this proj
 demo: setup ## serve a model, ask about a video: plain, on a quarter and on a tenth of its tokens
 	@$(BIN)/python -m benchmarks.demo $(if $(MODEL),--model "$(MODEL)") $(if $(VIDEO),--video "$(VIDEO)")
 
-test: setup ## the tests, with a quick selection of those that start an engine
+test: setup ## the tests
 	FLASHVID_TESTS=quick $(PYTEST)
 
-test-full: setup ## all tests
-	FLASHVID_TESTS=full $(PYTEST)
+test-full: setup ## what is longer: wide matrices, more servers, sanitizers
+	FLASHVID_TESTS=full $(PYTEST) --longer
 
 check: setup ## lint, format and types
 	$(BIN)/ruff check $(SOURCES)
@@ -40,9 +40,9 @@ check: setup ## lint, format and types
 	$(BIN)/mypy
 
 bench: setup ## time the operations
-	@if [ -e benchmarks/bench_ops.py ]; then $(BIN)/python -m benchmarks.bench_ops; \
-	else echo "the benchmarks come with the kernels; there is nothing to time yet"; fi
+	@$(BIN)/python -m benchmarks.bench_ops
+	@$(BIN)/python -m benchmarks.bench_native
 
 clean: ## remove what make has made: the environment, caches, clips, build products
-	rm -rf .venv .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache build dist *.egg-info flashvid_vllm/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

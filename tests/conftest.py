@@ -1,10 +1,31 @@
 # SPDX-License-Identifier: MIT
 """Fixtures that several test files share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from flashvid_vllm import ops
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--longer", action="store_true", help="only the tests that FLASHVID_TESTS=full makes longer")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("longer"):
+        config.hook.pytest_deselected(items=[item for item in items if not item.get_closest_marker("longer")])
+        items[:] = [item for item in items if item.get_closest_marker("longer")]
+
+
+@pytest.fixture(scope="module")
+def torch_backend() -> Iterator[None]:
+    """Let "auto" be the torch reference, whatever else is built: for the tests of the reference itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "missing_for", lambda name, device: "" if name == "torch" else "left out of this test")
+        yield
 
 
 @pytest.fixture(scope="session")

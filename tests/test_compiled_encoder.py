@@ -13,6 +13,7 @@ from .engine import VIDEO, Clip, engine, greedy, prompt_of, tokens_and_logprobs
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.longer,
     pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="compiles; make test-full"),
 ]
 

@@ -18,6 +18,8 @@ from flashvid_vllm import CompressedVideo, FlashVidConfig, compress
 from flashvid_vllm.budget import plan
 from tests.cases import DTYPES, SHAPES, VIDEOS, assert_close, video
 
+pytestmark = pytest.mark.usefixtures("torch_backend")
+
 SELECTIONS = ("attention_diversity_event", "attention_diversity", "attention", "diversity")
 FIELDS = ("tokens", "source_index", "size", "assignment")
 

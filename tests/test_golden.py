@@ -9,6 +9,8 @@ from flashvid_vllm.budget import plan
 from flashvid_vllm.config import FlashVidConfig
 from tests.cases import GOLDEN, Golden, assert_close, golden
 
+pytestmark = pytest.mark.usefixtures("torch_backend")
+
 
 @pytest.fixture(params=GOLDEN)
 def vector(request: pytest.FixtureRequest) -> Golden:

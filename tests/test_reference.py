@@ -13,6 +13,8 @@ from torch import Tensor
 from flashvid_vllm import ops
 from tests.cases import DTYPES, SHAPES, VIDEOS, assert_close, video
 
+pytestmark = pytest.mark.usefixtures("torch_backend")
+
 Vector = list[float]
 WORKSPACE = "flashvid_vllm.ops.reference.WORKSPACE_BYTES"
 
@@ -439,19 +441,11 @@ MASK, INDEX, IDS = torch.ones(2, 3).bool(), torch.zeros(2, 3).long(), torch.zero
         ),
         (lambda: ops.received_attention(X[None], X[None, :1]), r"key must have shape \[T=1, H=2, N=3, d=4\]"),
         (
-            lambda: ops.select_tokens(X, None, 1, backend="triton"),
-            r"this build has no backend 'triton'; available: torch",
+            lambda: ops.select_tokens(X, None, 1, backend="nonsense"),
+            r"this build has no backend 'nonsense'; available: torch, native, triton",
         ),
     ],
 )
 def test_refused(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_choose_backend() -> None:
-    cpu = torch.device("cpu")
-    assert ops.choose_backend("auto", cpu) == ops.choose_backend("torch", cpu) == "torch"
-    for name in ("native", "nonsense", ""):
-        with pytest.raises(ValueError, match=f"no backend '{name}'; available: torch"):
-            ops.choose_backend(name, cpu)

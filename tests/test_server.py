@@ -158,6 +158,7 @@ def test_refusals_at_the_start(sharp_model: Path, options: list[str], message: s
     assert message in done.stderr
 
 
+@pytest.mark.longer
 @pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="one more server; make test-full")
 def test_a_server_closed_to_requests(sharp_model: Path) -> None:
     options = ["--plugin", "flashvid", "--flashvid-token-budget", "50", "--no-flashvid-request-overrides"]

@@ -12,6 +12,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.longer,
     pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="30 s a start; make test-full"),
     pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a core for each rank"),
 ]
