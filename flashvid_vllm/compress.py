@@ -8,9 +8,8 @@ from torch import Tensor
 
 import flashvid_vllm.ops as ops
 from flashvid_vllm.budget import Budget, plan
-from flashvid_vllm.config import FlashVidConfig
+from flashvid_vllm.config import DPC_NEIGHBOURS, FlashVidConfig
 
-DPC_NEIGHBOURS = 7
 DEFAULT_CONFIG = FlashVidConfig()
 
 

@@ -14,6 +14,7 @@ Backend = Literal["auto", "torch", "native", "triton"]
 
 DEFAULT_RETENTION_RATIO = 0.25
 MAX_INT = 2**31 - 1
+DPC_NEIGHBOURS = 7  # that make the density of DPC-kNN, in every backend (ALGORITHM, Sec. 4, k)
 
 
 @dataclass(frozen=True)

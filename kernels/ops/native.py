@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import flashvid_vllm.ops as ops
+from flashvid_vllm.config import DPC_NEIGHBOURS
 
 _native: Any = None
 MISSING = ""
@@ -21,7 +22,6 @@ except ImportError as error:  # not built, or built for another Python
     MISSING = f"the native extension is not built ({error})"
 
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-DPC_NEIGHBOURS = 7  # Sec. 4, k
 
 
 def missing_for(device: torch.device) -> str:

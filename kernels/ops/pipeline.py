@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flashvid_vllm.config import DPC_NEIGHBOURS
+
 from . import cluster, forest, gram, guarantee, match, segment, select, tokens
 from .launch import cdiv
 
 WORKSPACE_BYTES = 2**30  # beyond the features
-NEIGHBOURS = 7  # that make the density (DPC_NEIGHBOURS of compress.py)
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def compress_video(
             count,
             clusters,
             d,
-            NEIGHBOURS,
+            DPC_NEIGHBOURS,
             assignment,
             None,
             candidate,
