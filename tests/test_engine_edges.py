@@ -139,7 +139,7 @@ def test_positions_above_600_in_bf16(llm: Any, monkeypatch: pytest.MonkeyPatch, 
 def test_bf16_answers_as_transformers_in_bf16(llm: Any, sharp_model: Path, ratio: float) -> None:
     """To bf16's precision: 8 bits of mantissa over 8 layers. The choices that rounding decides (up to 2 % of the
     tokens) are among equals, so they do not show either."""
-    from .hf_qwen2_5_vl import Oracle
+    from .oracles.qwen2_5_vl import Oracle
 
     oracle = Oracle(sharp_model, torch.bfloat16)
     clips = [Clip(32, 112, 168), Clip(12, 140, 84, 0.25, seed=2)]

@@ -33,7 +33,7 @@ RATIOS = [1, 0.5, 0.1]
 
 @pytest.fixture(scope="module")
 def oracle(sharp_model: Path) -> Any:
-    from .hf_qwen2_5_vl import Oracle
+    from .oracles.qwen2_5_vl import Oracle
 
     return Oracle(sharp_model)
 

@@ -38,7 +38,7 @@ class FakeRopeState:
 
 @pytest.fixture(scope="module")
 def oracle(sharp_model: Path) -> Any:
-    from .hf_qwen2_5_vl import Oracle
+    from .oracles.qwen2_5_vl import Oracle
 
     return Oracle(sharp_model)
 

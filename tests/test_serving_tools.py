@@ -235,7 +235,7 @@ def test_tiny_model_is_the_same_for_a_seed(tmp_path: Path) -> None:
 
 def test_chat_template_takes_media_in_any_order() -> None:
     pytest.importorskip("transformers")
-    from benchmarks.tiny_model import make_qwen_tokenizer
+    from benchmarks.tiny_model.qwen import make_qwen_tokenizer
 
     tokenizer, vocabulary, ids = make_qwen_tokenizer()
     messages = [

@@ -17,7 +17,7 @@ from transformers.video_utils import VideoMetadata
 
 from flashvid_vllm import FlashVidConfig, compress
 
-from .engine import Clip
+from ..engine import Clip
 
 QWEN: dict[str, Any] = {"min_segments": 4, "selection": "attention_diversity"}
 
