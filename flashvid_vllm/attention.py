@@ -8,7 +8,8 @@ output. So the score goes wherever the features go, also where only one tensor-p
 encodes a video (``--mm-encoder-tp-mode data``) and the others receive its output.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,13 +37,37 @@ def score_channels(dtype: torch.dtype) -> int:
     return 4 // dtype.itemsize
 
 
+@contextmanager
+def watch_attention(attention: Any) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
+    """Watch one run of vLLM's attention module: afterwards the yielded function returns its q and k, after
+    rotary, [tokens, heads of this rank, d]."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(query_and_key(*args, **kwargs))
+
+    def query_and_key(query: Tensor, key: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        shape = (-1, attention.num_heads, attention.head_size)
+        return query.reshape(shape), key.reshape(shape)
+
+    def result() -> tuple[Tensor, Tensor]:
+        if len(seen) != 1:
+            raise RuntimeError(f"the vision tower's last attention layer ran {len(seen)} times in one call, expected 1")
+        return seen[0]
+
+    hook = attention.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield result
+    finally:
+        hook.remove()
+
+
 class ScoringTower:
     """A vision tower whose output carries the received attention of each token.
 
     Args:
         tower: vLLM's vision tower, called as ``tower(pixels, grids)`` -> [n, D].
-        attention: the attention module of its last full-frame layer, called with
-            ``query`` and ``key`` [1, patches, heads, d] as keyword arguments.
+        attention: vLLM's attention module of its last full-frame layer.
         score: (query, key [patches, heads, d], grids) -> scores [n] of the output tokens,
             the mean over this rank's heads.
         all_reduce: sums over the ranks that share the heads, or None where each rank has all.
@@ -51,7 +76,7 @@ class ScoringTower:
     def __init__(
         self,
         tower: Any,
-        attention: nn.Module,
+        attention: Any,
         score: Callable[[Tensor, Tensor, Sequence[Sequence[int]]], Tensor],
         all_reduce: Callable[[Tensor], Tensor] | None,
         ranks: int,
@@ -71,20 +96,10 @@ class ScoringTower:
         return int(self._tower.out_hidden_size) + score_channels(self._tower.dtype)
 
     def __call__(self, pixels: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
-        seen: list[tuple[Tensor, Tensor]] = []
-
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.append((kwargs["query"], kwargs["key"]))
-
-        hook = self._attention.register_forward_pre_hook(keep, with_kwargs=True)
-        try:
+        with watch_attention(self._attention) as seen:
             features = self._tower(pixels, grids)
-        finally:
-            hook.remove()
-        if len(seen) != 1:
-            raise RuntimeError(f"the vision tower's last attention layer ran {len(seen)} times in one call, expected 1")
-        query, key = seen[0]
-        scores = self._score(query.flatten(0, 1), key.flatten(0, 1), grids)
+        query, key = seen()
+        scores = self._score(query, key, grids)
         if self._all_reduce is not None:
             scores = self._all_reduce(scores) / self._ranks
         return append_scores(features, scores)

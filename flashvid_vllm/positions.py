@@ -7,8 +7,13 @@ their final values and leaves a negative mark on each video token. When a chunk 
 tokens is about to run it asks again, with those tokens' embeddings: they carry their position
 inside the video (`append_positions`), and `fill_positions` replaces the marks of that chunk.
 A position that is not negative is final, so asking again changes nothing.
+
+Which prompt tokens a chunk's embeddings stand for must be found from ids: vLLM does not say. A
+compressed video begins with a media id and all its tokens take an embedding, text between its
+frames included; of anything else, images say, only media ids do.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,12 +21,13 @@ import torch
 from torch import Tensor
 
 _DIGITS = 3  # base 256, so below 2**24; bf16 and fp16 hold every integer up to 256 exactly
-CHANNELS = 3 * _DIGITS
+CHANNELS = 3 * _DIGITS + 1  # and whether it is the first token of its video
 
 
 @dataclass(frozen=True)
 class Span:
-    """One video in the full prompt: where it starts, its tokens, and how many are kept."""
+    """One video in the full prompt, separators between its frames included: where it starts, its tokens, and how
+    many are left of them."""
 
     offset: int
     length: int
@@ -58,12 +64,13 @@ def append_positions(tokens: Tensor, positions: Tensor) -> Tensor:
     2**24) as CHANNELS more channels of the same dtype, in base-256 digits: [B, D + CHANNELS]."""
     positions = positions.to(tokens.device)
     digits = [(positions >> (8 * place)) & 255 for place in range(_DIGITS)]
-    return torch.cat([tokens, torch.cat(digits).T.to(tokens.dtype)], dim=1)
+    first = torch.arange(len(tokens), device=tokens.device)[None] == 0
+    return torch.cat([tokens, torch.cat([*digits, first]).T.to(tokens.dtype)], dim=1)
 
 
 def take_positions(channels: Tensor) -> Tensor:
     """The positions [3, n] int64 that `append_positions` wrote, from its channels [n, CHANNELS]."""
-    digits = channels.to(torch.int64).T.reshape(_DIGITS, 3, -1)
+    digits = channels[:, :-1].to(torch.int64).T.reshape(_DIGITS, 3, -1)
     return sum((digits[place] << (8 * place) for place in range(1, _DIGITS)), digits[0])
 
 
@@ -78,7 +85,7 @@ def fill_positions(
 
     Args:
         positions: [3, L'] as from `compress_positions`, some videos perhaps filled already.
-        is_media: [L'] bool, which prompt tokens take an embedding.
+        is_media: [L'] bool, which prompt tokens have the id of an image or a video.
         embeddings: the media embeddings of the chunk that starts at ``num_computed_tokens``,
             in prompt order: [n, width] without, [n, width + CHANNELS] with positions.
         width: channels of an embedding proper.
@@ -89,17 +96,21 @@ def fill_positions(
         as drafters ask for, only tokens filled before can be out of step, and those stay.
     """
     filled = positions.clone()
-    slots = is_media[num_computed_tokens:].nonzero().flatten() + num_computed_tokens
-    start = 0
+    media = is_media.nonzero().flatten().tolist()
+    cursor = num_computed_tokens
     for embedding in embeddings:
-        slot = slots[start : start + len(embedding)].to(positions.device)
-        start += len(embedding)
         if embedding.shape[1] == width:
+            start = bisect_left(media, cursor)
+            cursor = media[min(start + len(embedding), len(media)) - 1] + 1
             continue
-        relative = take_positions(embedding[: len(slot), width:]).to(positions.device, positions.dtype)
+        if embedding[0, -1]:  # else the chunk starts inside this video
+            start = bisect_left(media, cursor)
+            cursor = media[start] if start < len(media) else positions.shape[1]
+        slot = slice(cursor, cursor + len(embedding))
+        cursor += len(embedding)
         current = filled[:, slot]
-        base = -current[0] - 1
-        filled[:, slot] = torch.where(current[0] < 0, base + relative, current)
+        relative = take_positions(embedding[: current.shape[1], width:]).to(positions.device, positions.dtype)
+        filled[:, slot] = torch.where(current[0] < 0, -current[0] - 1 + relative, current)
     return filled
 
 

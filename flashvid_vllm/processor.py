@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
 from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems
-from vllm.multimodal.processing import PromptUpdate
+from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails
 from vllm.multimodal.processing.context import InputProcessingContext
 
 from .budget import Budget, plan
 from .config import FlashVidConfig
-from .settings import KEY, check_request, check_server, request_part, resolve
+from .settings import KEY, REQUEST_OVERRIDES, check_request, check_server, request_part, resolve
 
 FIELD = "flashvid_settings"
 _ROW_BYTES = 512
@@ -76,11 +76,27 @@ class FlashVidProcessor:
     def video_grid(self, item: MultiModalKwargsItem) -> tuple[int, int]:
         """(T, N) of a processed video: temporal positions and visual tokens at each."""
 
+    def video_token(self) -> int:
+        """The id that stands for a visual token of a video."""
+        return int(self.info.get_hf_config().video_token_id)
+
+    def video_layout(self, item: Any, per_frame: Sequence[int]) -> list[int]:
+        """Ids of a video with ``per_frame[t]`` visual tokens in frame t, and of the separators between them."""
+        return [self.video_token()] * sum(per_frame)
+
     def flashvid_config(self, request: Any | None) -> FlashVidConfig | None:
         """The settings in force for a request, or None: the plain model. ValueError if bad."""
         server = self.info.flashvid_server
         checked = None if request is None else check_request(request, server)
         return resolve(server, checked, self.flashvid_preset)
+
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """Start-up measures memory on the largest thing a request may ask for: a video left as it is."""
+        inputs = super().get_dummy_inputs(*args, **kwargs)  # type: ignore[misc]
+        server = self.info.flashvid_server
+        if server is None or not server.get(REQUEST_OVERRIDES, True):
+            return inputs
+        return replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: {"enabled": False}})
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         if self.info.flashvid_server is not None:
@@ -123,17 +139,27 @@ class FlashVidProcessor:
         if self.info.flashvid_server is None:
             return updates
 
-        def placeholders(token: Sequence[int]) -> Any:
-            def of_item(index: int) -> list[int]:
-                item = out_mm_kwargs["video"][index]
-                return list(token) * count_tokens(item, *self.video_grid(item))
-
-            return of_item
+        def placeholder(index: int) -> PromptUpdateDetails:
+            item = out_mm_kwargs["video"][index]
+            return self._placeholder(item)
 
         return [
-            replace(update, replacement=placeholders(update.target)) if update.modality == "video" else update
-            for update in updates
+            replace(update, replacement=placeholder) if update.modality == "video" else update for update in updates
         ]
+
+    def _placeholder(self, item: Any) -> PromptUpdateDetails:
+        """What stands for a video in the prompt.
+
+        Which frames the kept tokens will belong to is not known yet. So their ids come first, then those of the
+        separators, and embeddings replace them all; the ids themselves only count, for penalties say.
+        """
+        num_frames, n = self.video_grid(item)
+        kept = count_tokens(item, num_frames, n)
+        token = self.video_token()
+        if kept == num_frames * n:
+            return PromptUpdateDetails.select_token_id(self.video_layout(item, [n] * num_frames), token)
+        layout = self.video_layout(item, [kept] + [0] * (num_frames - 1))
+        return PromptUpdateDetails.from_seq(sorted(layout, key=lambda i: i != token))
 
 
 def settings_of(item: Any) -> FlashVidConfig | None:
