@@ -62,7 +62,7 @@ def install() -> None:
     from vllm.model_executor.models import ModelRegistry
 
     for architecture, family in FAMILIES.items():
-        ModelRegistry.register_model(architecture, family.model)
+        ModelRegistry.register_model(architecture, f"flashvid_vllm.models.{family.module}:{architecture}")
     _patch_start(EngineArgs)
 
 

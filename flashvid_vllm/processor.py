@@ -69,7 +69,7 @@ class FlashVidInfo:
 class FlashVidProcessor:
     """Mixin for a family's multimodal processor."""
 
-    flashvid_preset: ClassVar[Mapping[str, Any]]
+    flashvid_preset: ClassVar[Mapping[str, Any]] = {}
     info: Any
 
     @abstractmethod

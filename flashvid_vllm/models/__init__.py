@@ -11,15 +11,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Family:
-    """One vLLM architecture that we serve.
+    """What serves one vLLM architecture.
 
     Args:
-        model: "module:Class" of the class that replaces vLLM's own under the same name.
+        module: the file here with the class that replaces vLLM's own under the same name.
         examples: checkpoints that have it, for messages.
         preset: the paper's settings for it where they differ from FlashVidConfig's defaults.
     """
 
-    model: str
+    module: str
     examples: str
     preset: Mapping[str, Any] = field(default_factory=dict)
 
@@ -27,11 +27,12 @@ class Family:
 QWEN_PRESET = {"min_segments": 4, "selection": "attention_diversity"}
 
 FAMILIES: dict[str, Family] = {
-    "Qwen2_5_VLForConditionalGeneration": Family(
-        "flashvid_vllm.models.qwen2_5_vl:Qwen2_5_VLForConditionalGeneration",
-        "Qwen/Qwen2.5-VL-*",
-        QWEN_PRESET,
-    ),
+    "Qwen2_5_VLForConditionalGeneration": Family("qwen2_5_vl", "Qwen/Qwen2.5-VL-*", QWEN_PRESET),
+    "Qwen3VLForConditionalGeneration": Family("qwen3_vl", "Qwen/Qwen3-VL-2B to 32B", QWEN_PRESET),
+    "Qwen3VLMoeForConditionalGeneration": Family("qwen3_vl", "Qwen/Qwen3-VL-*-A*B", QWEN_PRESET),
+    "Qwen3_5ForConditionalGeneration": Family("qwen3_5", "Qwen/Qwen3.5-*", QWEN_PRESET),
+    "Qwen3_5MoeForConditionalGeneration": Family("qwen3_5", "Qwen/Qwen3.5-*-A*B", QWEN_PRESET),
+    "LlavaOnevisionForConditionalGeneration": Family("llava_onevision", "llava-hf/llava-onevision-*"),
 }
 
 
