@@ -4,6 +4,7 @@
 import argparse
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,7 @@ def test_the_supported_range(version: str, supported: bool, monkeypatch: pytest.
 
 OUTSIDE = """
 import sys
+from pathlib import Path
 import flashvid_vllm.compat as compat
 compat.vllm_version = lambda: "0.31.0"
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
