@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from . import cli
@@ -62,8 +63,40 @@ def install() -> None:
     from vllm.model_executor.models import ModelRegistry
 
     for architecture, family in FAMILIES.items():
-        ModelRegistry.register_model(architecture, f"flashvid_vllm.models.{family.module}:{architecture}")
+        ModelRegistry.models[architecture] = _lazy_model(f"flashvid_vllm.models.{family.module}", architecture)
+    _read_llava_video()
     _patch_start(EngineArgs)
+
+
+def _read_llava_video() -> None:
+    """LLaVA-Video's config.json shares its model type with LLaVA-1.5's. Can go when vLLM reads it."""
+    from vllm.transformers_utils.config import _CONFIG_REGISTRY
+
+    from .models.llava_video_config import LlavaOrLlavaVideoConfig
+
+    if "llava" in _CONFIG_REGISTRY:
+        raise RuntimeError(
+            f"vLLM {vllm_version()} reads configs of the type llava itself, unlike flashvid-vllm expects"
+        )
+    _CONFIG_REGISTRY["llava"] = LlavaOrLlavaVideoConfig
+
+
+def _lazy_model(module: str, name: str) -> Any:
+    """What ``register_model`` would register but for its cache key: vLLM keeps on disk what it found in a class
+    (supports_pp, ...) until the file of that class changes, and ours has bases in other files, vLLM's and our own.
+    Can go when vLLM's key includes the bases."""
+    from vllm.model_executor.models import registry
+
+    _expect(registry._LazyRegisteredModel._get_modelinfo_module_hash, "model_path")
+
+    class LazyModel(registry._LazyRegisteredModel):
+        @staticmethod
+        def _get_modelinfo_module_hash(model_path: Path) -> str:
+            hash_of = registry._LazyRegisteredModel._get_modelinfo_module_hash  # of an __init__.py: its whole package
+            packages = (Path(__file__), Path(registry.__file__))
+            return "-".join([vllm_version(), *(hash_of(file.with_name("__init__.py")) for file in packages)])
+
+    return LazyModel(module, name)
 
 
 def _patch_options(engine_args: Any, reason: str | None) -> None:

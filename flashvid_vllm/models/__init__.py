@@ -33,6 +33,7 @@ FAMILIES: dict[str, Family] = {
     "Qwen3_5ForConditionalGeneration": Family("qwen3_5", "Qwen/Qwen3.5-*", QWEN_PRESET),
     "Qwen3_5MoeForConditionalGeneration": Family("qwen3_5", "Qwen/Qwen3.5-*-A*B", QWEN_PRESET),
     "LlavaOnevisionForConditionalGeneration": Family("llava_onevision", "llava-hf/llava-onevision-*"),
+    "LlavaQwenForCausalLM": Family("llava_video", "lmms-lab/LLaVA-Video-*-Qwen2"),
 }
 
 

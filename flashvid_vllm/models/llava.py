@@ -2,11 +2,9 @@
 """What the LLaVA families share: a SigLIP or CLIP tower, frames pooled by interpolation, newlines, 1-D positions."""
 
 import math
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
@@ -50,10 +48,13 @@ class LlavaModel(FlashVidModel):
         """The embeddings of a compressed video, newlines included: [B + newlines, D]."""
         raise NotImplementedError
 
-    def video_grids(self, **kwargs: Any) -> list[tuple[int, int]]:
+    def tokens_per_frame(self) -> int:
+        """Tokens of a frame after pooling."""
         vision = self.config.vision_config
-        side = math.ceil(vision.image_size // vision.patch_size / 2)
-        return [(len(frames), side**2) for frames in kwargs["pixel_values_videos"]]
+        return math.ceil(vision.image_size // vision.patch_size / 2) ** 2
+
+    def video_grids(self, **kwargs: Any) -> list[tuple[int, int]]:
+        return [(len(frames), self.tokens_per_frame()) for frames in kwargs["pixel_values_videos"]]
 
     def _process_video_pixels(self, inputs: Any) -> Any:
         videos = inputs["pixel_values_videos"]
@@ -82,17 +83,3 @@ class LlavaModel(FlashVidModel):
         patches = (vision.image_size // vision.patch_size) ** 2
         # CLIP's class token comes first: it took part in the softmax, but is no token of the video
         return features, self.apply_pooling(scores[:, -patches:, None].contiguous()).squeeze(-1)
-
-
-def newlines_after_frames(tokens: Tensor, frame: Tensor, newline: Tensor, num_frames: int) -> Tensor:
-    """``tokens`` [B, D] of ``frame`` [B] (ascending) with ``newline`` [D] after each frame: [B + num_frames, D]."""
-    rows = tokens.new_empty(len(tokens) + num_frames, tokens.shape[1])
-    of_token = torch.arange(len(tokens), device=tokens.device) + frame
-    rows[:] = newline
-    rows[of_token] = tokens
-    return rows
-
-
-def frame_newline_layout(token: int, per_frame: Sequence[int]) -> list[int]:
-    """Prompt ids of a video with a newline after each frame."""
-    return [token] * (sum(per_frame) + len(per_frame))
