@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""The model families, as the tests see them: tiny model, independent oracle, how a prompt names its media."""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .engine import IMAGE, VIDEO
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family to test.
+
+    Args:
+        kind: of tiny model.
+        oracle: its module in tests/oracles.
+        image, video: what a prompt of vLLM's has where the media go.
+        oracle_image, oracle_video: the same in a prompt of the oracle's.
+        tolerance: of a log-probability.
+    """
+
+    kind: str
+    oracle: str
+    image: str = IMAGE
+    video: str = VIDEO
+    oracle_image: str = IMAGE
+    oracle_video: str = VIDEO
+    dtype: torch.dtype = torch.float32
+    tolerance: float = 2e-5
+
+    def make(self, directory: Path) -> Path:
+        """The tiny model in a new ``directory``, its answers sharp."""
+        from benchmarks.tiny_model import make_tiny_model
+
+        from . import sharp
+        from .oracles import llava
+
+        directory = make_tiny_model(self.kind, directory, dtype=self.dtype)
+        if self.kind.startswith("llava"):
+            llava.sharpen(directory)
+        else:
+            sharp.sharpen(directory, self.kind)
+        return directory
+
+    def load_oracle(self, directory: Path) -> Any:
+        """The oracle of the model in ``directory``."""
+        return importlib.import_module(f"tests.oracles.{self.oracle}").Oracle(directory, self.dtype)
+
+    @property
+    def engine_options(self) -> dict[str, Any]:
+        """What `tests.engine.engine` needs for it."""
+        return {"dtype": str(self.dtype).removeprefix("torch.")}
+
+
+def _llava(kind: str, oracle: str, video: str = "<video>") -> Family:
+    return Family(kind, oracle, "<image>", video, "<image>", "<video>")
+
+
+QWEN2_5_VL = Family("qwen2_5_vl", "qwen2_5_vl")
+QWEN3_VL = Family("qwen3_vl", "qwen3_vl")
+QWEN3_VL_MOE = Family("qwen3_vl_moe", "qwen3_vl")
+LLAVA_ONEVISION = _llava("llava_onevision", "llava_onevision")
+LLAVA_ONEVISION_CLIP = _llava("llava_onevision_clip", "llava_onevision")
+LLAVA_VIDEO = _llava("llava_video", "llava_video", "<|endoftext|><image>")
+LLAVA_VIDEO_FRAME = _llava("llava_video_frame", "llava_video", "<|endoftext|><image>")
+EXACT = [QWEN3_VL, QWEN3_VL_MOE, LLAVA_ONEVISION, LLAVA_ONEVISION_CLIP, LLAVA_VIDEO, LLAVA_VIDEO_FRAME]

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""Every family through vLLM with the plugin, against the same weights outside vLLM.
+
+test_engine_oracle.py looks more closely, at Qwen2.5-VL.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from .engine import Clip, engine, greedy, picture, prompt_of, record_positions, tokens_and_logprobs
+from .families import EXACT, Family
+
+pytestmark = pytest.mark.slow
+
+HEAD, TAIL = "<|im_start|>user\n", "\nWhat happens in this clip?<|im_end|>\n<|im_start|>assistant\n"
+LONG, OTHER = Clip(24, 128, 192), Clip(9, 160, 96, 0.25, seed=2)
+# {i} and {v} are where the media go
+CASES: dict[str, tuple[str, list[Clip], list[np.ndarray]]] = {
+    "one video": (f"{HEAD}{{v}}{TAIL}", [LONG], []),
+    "text around two videos": (f"{HEAD}The quick brown fox.{{v}}0 1 2 3{{v}}{TAIL}", [OTHER, LONG], []),
+    "image, video": (f"{HEAD}{{i}}\n{{v}}{TAIL}", [OTHER], [picture()]),
+    "nothing around it": ("{v}", [OTHER], []),
+}
+RATIOS = [1, 0.5, 0.1]
+QUICK = os.environ.get("FLASHVID_TESTS") == "quick"
+VARIANTS = ("qwen3_vl_moe", "llava_onevision_clip", "llava_video_frame")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A family's tiny model in vLLM, and its oracle."""
+
+    family: Family
+    llm: Any
+    oracle: Any
+
+    def prompt(self, name: str, settings: dict[str, Any] | None) -> dict[str, Any]:
+        text, clips, images = CASES[name]
+        return prompt_of(text.format(i=self.family.image, v=self.family.video), clips, images, settings)
+
+    def assemble(self, name: str, settings: dict[str, Any] | None) -> tuple[Any, torch.Tensor]:
+        text, clips, images = CASES[name]
+        text = text.format(i=self.family.oracle_image, v=self.family.oracle_video)
+        return self.oracle.assemble(text, clips, images, settings)
+
+    def check(self, name: str, settings: dict[str, Any], expected: dict[str, Any] | None) -> None:
+        output = greedy(self.llm, [self.prompt(name, settings)])[0]
+        embeddings, positions = self.assemble(name, expected)
+        assert len(output.prompt_token_ids) == len(embeddings)
+        want_ids, want = self.oracle.greedy(embeddings, positions, 6)
+        ids, steps = tokens_and_logprobs(output)
+        assert ids == want_ids
+        for step, row in zip(steps, want, strict=True):
+            assert max(abs(value - float(row[token])) for token, value in step.items()) < self.family.tolerance
+
+
+def runs() -> list[Any]:
+    """Each family with whole prompts, and with prompts in chunks smaller than a video."""
+    longer = [pytest.mark.longer, pytest.mark.skipif(QUICK, reason="a variant; make test-full")]
+    return [
+        pytest.param((family, how), id=f"{family.kind}-{how}", marks=longer if family.kind in VARIANTS else [])
+        for family in EXACT
+        for how in ("whole", "chunked")
+    ]
+
+
+@pytest.fixture(scope="module", params=runs())
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    from flashvid_vllm import engine_args
+
+    family, how = request.param
+    options = dict(family.engine_options)
+    if how == "chunked":
+        options |= {"max_num_batched_tokens": 32, "max_num_seqs": 8, "enable_prefix_caching": True}
+    directory = family.make(tmp_path_factory.mktemp("model") / family.kind)
+    with engine(directory, **engine_args(retention_ratio=0.3), **options) as llm:
+        yield Served(family, llm, family.load_oracle(directory))
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("name", CASES)
+def test_same_answer_as_the_oracle(served: Served, name: str, ratio: float) -> None:
+    settings = {"retention_ratio": ratio}
+    served.check(name, settings, settings)
+
+
+def test_token_budget_and_disabled(served: Served) -> None:
+    served.check("text around two videos", {"token_budget": 20}, {"token_budget": 20})
+    served.check("text around two videos", {"enabled": False}, None)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_positions_are_those_of_the_oracle(served: Served, name: str) -> None:
+    settings = {"retention_ratio": 0.37}  # used nowhere else: nothing of it can come from a cache
+    steps = record_positions(served.llm, [served.prompt(name, settings)])
+    received = torch.cat(steps, dim=-1)
+    _, positions = served.assemble(name, settings)
+    length = positions.shape[-1]
+    assert torch.equal(received[..., :length], positions)
+    continued = torch.arange(served.oracle.next_position, served.oracle.next_position + 5)
+    assert torch.equal(received[..., length:], continued.expand(*received.shape[:-1], 5))
+
+
+def test_together_as_alone(served: Served) -> None:
+    """Prompts of one batch, compressed and not, answer as each does alone."""
+    prompts = [
+        served.prompt(name, settings)
+        for name in ("one video", "image, video")
+        for settings in ({"retention_ratio": 0.2}, {"enabled": False}, {"retention_ratio": 0.05})
+    ]
+    alone = [greedy(served.llm, [prompt])[0].outputs[0].token_ids for prompt in prompts]
+    assert [output.outputs[0].token_ids for output in greedy(served.llm, prompts)] == alone
