@@ -14,7 +14,7 @@ MARKS = $(shell nvidia-smi -L >/dev/null 2>&1 || test -e /dev/kfd || echo "not g
 PYTEST = $(BIN)/python -m pytest -q -m "$(MARKS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full check bench clean
+.PHONY: help setup demo test test-full compat check bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ test: setup ## the tests
 test-full: setup ## what is longer: wide matrices, more servers, sanitizers
 	FLASHVID_TESTS=full $(PYTEST) --longer
 
+compat: setup ## what we build on in vLLM, held against the other supported releases (0.3 GB each, once)
+	@$(BIN)/python -m tests.contract --others
+
 check: setup ## lint, format and types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -41,7 +44,6 @@ check: setup ## lint, format and types
 
 bench: setup ## time the operations
 	@$(BIN)/python -m benchmarks.bench_ops
-	@$(BIN)/python -m benchmarks.bench_native
 
 clean: ## remove what make has made: the environment, caches, clips, build products
 	rm -rf .venv .cache build dist *.egg-info flashvid_vllm/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -92,9 +92,9 @@ def test_the_options_are_wherever_vllm_adds_engine_arguments(command: str) -> No
     assert namespace.mm_processor_kwargs == {"flashvid": {"alpha": 0.5, "retention_ratio": 0.1}}
 
 
-def test_every_family_exists_in_vllm_under_the_same_name() -> None:
+def test_every_family_but_one_exists_in_vllm_under_the_same_name() -> None:
     from vllm.model_executor.models.registry import _VLLM_MODELS
 
     for architecture, family in FAMILIES.items():
-        assert architecture in _VLLM_MODELS
+        assert (architecture in _VLLM_MODELS) == (architecture != "LlavaQwenForCausalLM")
         assert (Path(models.__file__).parent / f"{family.module}.py").exists()

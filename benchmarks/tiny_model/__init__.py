@@ -17,10 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
+from .llava import make_llava_onevision, make_llava_video, make_llava_video_frame
 from .parts import Parts
-from .qwen import make_qwen2_5_vl
+from .qwen import make_qwen2_5_vl, make_qwen3_5, make_qwen3_5_moe, make_qwen3_vl, make_qwen3_vl_moe
 
 STAMP = "tiny_model.json"
 
@@ -28,6 +30,14 @@ STAMP = "tiny_model.json"
 KINDS: dict[str, Callable[[], Parts]] = {
     # for tests: 1 M parameters, an engine starts in seconds
     "qwen2_5_vl": make_qwen2_5_vl,
+    "qwen3_vl": make_qwen3_vl,
+    "qwen3_vl_moe": make_qwen3_vl_moe,
+    "qwen3_5": make_qwen3_5,
+    "qwen3_5_moe": make_qwen3_5_moe,
+    "llava_onevision": make_llava_onevision,
+    "llava_onevision_clip": functools.partial(make_llava_onevision, tower="clip"),
+    "llava_video": make_llava_video,
+    "llava_video_frame": make_llava_video_frame,
     # for the demo: 70 M parameters, nearly all in the language model, so that prefill takes most of the time
     "qwen2_5_vl_demo": functools.partial(make_qwen2_5_vl, hidden=768, layers=12, head_dim=64),
 }
@@ -42,6 +52,9 @@ def save(parts: Parts, directory: Path, dtype: torch.dtype) -> None:
     finally:
         if bar:
             transformers_logging.enable_progress_bar()
+    if parts.released is not None:
+        path = directory / "model.safetensors"
+        save_file(parts.released(load_file(path)), path, metadata={"format": "pt"})
     parts.tokenizer.save_pretrained(directory)
     tokenizer = parts.tokenizer
     generation = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "do_sample": False}

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """What every tiny model is made of: its parts, the tokenizer and the chat template."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 CORPUS = (
@@ -51,6 +52,8 @@ class Parts:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     jsons: dict[str, dict[str, Any]]  # file name without .json -> content
+    # from the weights as transformers saves them to the released checkpoints' names and layout
+    released: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
 
 def make_tokenizer(special: Sequence[str], image: str, video: str) -> PreTrainedTokenizerFast:

@@ -23,7 +23,12 @@ TOWERS: dict[str, dict[str, Any]] = {
 }
 POOLINGS = ("bilinear", "average")
 NEWLINES = ("grid", "frame", "one_token", "no_token")
-_KNOWN = {"mm_projector_type": ("mlp2x_gelu",), "mm_spatial_pool_mode": POOLINGS, "mm_newline_position": NEWLINES}
+_KNOWN: dict[str, tuple[Any, ...]] = {  # the first is what a config without the key means
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_spatial_pool_mode": POOLINGS,
+    "mm_spatial_pool_stride": (2,),
+    "mm_newline_position": NEWLINES,
+}
 
 
 class LlavaVideoConfig(LlavaOnevisionConfig):
@@ -44,7 +49,7 @@ class LlavaVideoConfig(LlavaOnevisionConfig):
         """From the released config.json. ValueError for what it may say and we do not know."""
         for key, known in _KNOWN.items():
             if (value := released.get(key, known[0])) not in known:
-                raise ValueError(f"config.json: {key}={value!r} is not supported; LLaVA-Video has {' or '.join(known)}")
+                raise ValueError(f"config.json: {key}={value!r} is not supported; known: {known}")
         tower = released.get("mm_vision_tower")
         vision = released.get("vision_config") or TOWERS.get(str(tower))
         if vision is None:
@@ -56,19 +61,22 @@ class LlavaVideoConfig(LlavaOnevisionConfig):
         if image_token + 1 >= released["vocab_size"]:
             raise ValueError(f"config.json: no id is left for videos behind image_token_index={image_token}")
         text = {key: value for key, value in released.items() if key in Qwen2Config.__annotations__}
-        rope = {"rope_type": "default", "rope_theta": released["rope_theta"], **(released.get("rope_scaling") or {})}
+        rope = {
+            "rope_type": "default",
+            "rope_theta": released.get("rope_theta", 1e6),
+            **(released.get("rope_scaling") or {}),
+        }
         config = {
             "text_config": {**text, "model_type": "qwen2", "rope_parameters": rope},
             "vision_config": {**vision, "vision_use_head": False},
-            "vision_feature_layer": released["mm_vision_select_layer"],
+            "vision_feature_layer": released.get("mm_vision_select_layer", -2),
             "vision_feature_select_strategy": "full",  # SigLIP has no class token
             "image_token_index": image_token,
             "video_token_index": image_token + 1,  # unused by the released tokenizer
             "image_grid_pinpoints": released["image_grid_pinpoints"],
             "vision_aspect_ratio": released["image_aspect_ratio"],
             "tie_word_embeddings": released.get("tie_word_embeddings", False),
-            "mm_spatial_pool_mode": released.get("mm_spatial_pool_mode", "bilinear"),
-            "mm_newline_position": released.get("mm_newline_position", "grid"),
+            **{key: released[key] for key in ("mm_spatial_pool_mode", "mm_newline_position") if key in released},
             "architectures": [ARCHITECTURE],
         }
         for key in ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"):

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""`vllm serve --plugin flashvid` for every family: usage as planned. And two engines behind one server."""
+
+import concurrent.futures
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.clips import clip
+from benchmarks.serving import VllmServer
+from flashvid_vllm import FlashVidConfig
+from flashvid_vllm.budget import plan
+
+from .families import FAMILIES, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL
+from .test_server import SERVE, ask
+
+pytest.importorskip("vllm")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.longer,
+    pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="a server for each; make test-full"),
+]
+
+# of the clip "bikes" (10 s of 640 x 272): temporal positions, tokens at each, and by how much the separators' number
+# falls when the video is compressed, for what each family's vLLM processor makes of it
+GRIDS: dict[str, tuple[int, int, Callable[[int], int]]] = {
+    "qwen3_vl": (10, 160, lambda _: 0),
+    "qwen3_vl_moe": (10, 160, lambda _: 0),
+    "qwen3_5": (10, 160, lambda _: 0),
+    "qwen3_5_moe": (10, 160, lambda _: 0),
+    "llava_onevision": (32, 16, lambda _: 0),
+    "llava_onevision_clip": (32, 16, lambda _: 0),
+    "llava_video": (32, 16, lambda t: t * 4 - t),  # a newline after each of 4 rows; compressed, after each frame
+    "llava_video_frame": (32, 9, lambda _: 0),
+}
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_usage_falls_exactly_as_planned(kind: str, tmp_path: Path) -> None:
+    num_frames, n, fewer_separators = GRIDS[kind]
+    directory = FAMILIES[kind].make(tmp_path / kind)
+    serve = [*SERVE, "--dtype", FAMILIES[kind].engine_options["dtype"]]
+    with VllmServer(directory, "--plugin", "flashvid", "--flashvid-retention-ratio", "0.25", *serve) as server:
+        video = clip("bikes")
+        plain = ask(server, {"enabled": False}, video).usage.prompt_tokens
+        requests: list[tuple[Any, dict[str, Any]]] = [
+            (None, {"retention_ratio": 0.25}),
+            ({"retention_ratio": 0.1}, {"retention_ratio": 0.1}),
+            ({"token_budget": 7}, {"token_budget": 7}),  # fewer than frames
+            ({"retention_ratio": 1}, {"retention_ratio": 1}),
+        ]
+        for request, settings in requests:
+            kept = plan(num_frames, n, FlashVidConfig(**settings)).tokens
+            dropped = num_frames * n - kept
+            expected = plain - dropped - (fewer_separators(num_frames) if dropped else 0)
+            assert ask(server, request, video).usage.prompt_tokens == expected
+        assert plain > num_frames * n
+
+
+def finished_by_engine(server: VllmServer) -> dict[str, float]:
+    """Engine -> the requests that it has finished."""
+    text = httpx.get(f"{server.base_url}/metrics", trust_env=False).text
+    finished: dict[str, float] = {"0": 0, "1": 0}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == "vllm:request_success_total":
+                finished[sample.labels["engine"]] += sample.value
+    return finished
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a core for each engine")
+@pytest.mark.parametrize("family", [QWEN2_5_VL, QWEN3_VL, LLAVA_ONEVISION], ids=lambda family: family.kind)
+def test_two_data_parallel_engines(family: Any, tmp_path: Path) -> None:
+    """Whichever engine answers, the answer and the usage are those of one engine."""
+    directory = family.make(tmp_path / family.kind)
+    requests = [(clip(name), ratio) for name in ("bikes", "bigbuckbunny") for ratio in (0.05, 0.1, 0.3)]
+    answers = []
+    for engines in (1, 2):
+        options = ["--plugin", "flashvid", *SERVE]
+        if engines == 2:
+            options += ["--data-parallel-size", "2"]
+        with VllmServer(directory, *options) as server:
+
+            def answer(request: tuple[Path, float], server: VllmServer = server) -> tuple[str, int]:
+                done = ask(server, {"retention_ratio": request[1]}, request[0], max_tokens=8)
+                return done.choices[0].message.content, done.usage.prompt_tokens
+
+            with concurrent.futures.ThreadPoolExecutor(4) as pool:
+                answers.append(list(pool.map(answer, requests * 2)))
+            if engines == 2:
+                assert min(finished_by_engine(server).values()) > 0
+    assert answers[0] == answers[1]
