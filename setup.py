@@ -151,7 +151,14 @@ def run(command: list[str]) -> None:
 native = [] if os.environ.get("FLASHVID_NATIVE", "1") == "0" else [Extension("flashvid_vllm._native", sources())]
 
 setup(
-    packages=["flashvid_vllm", "flashvid_vllm.models", "flashvid_vllm.ops"],
+    packages=[
+        "flashvid_vllm",
+        "flashvid_vllm.methods",
+        "flashvid_vllm.models",
+        "flashvid_vllm.ops",
+        "flashvid_vllm.viz",
+    ],
+    package_data={"flashvid_vllm.viz": ["page.html", "page.css", "page.js"]},
     # kernels/ must not be importable as a top-level `kernels`: Hugging Face ships one.
     package_dir={"flashvid_vllm": "flashvid_vllm", "flashvid_vllm.ops": "kernels/ops"},
     ext_modules=native,

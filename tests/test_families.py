@@ -19,7 +19,7 @@ from .families import EXACT, Family
 pytestmark = pytest.mark.slow
 
 HEAD, TAIL = "<|im_start|>user\n", "\nWhat happens in this clip?<|im_end|>\n<|im_start|>assistant\n"
-LONG, OTHER = Clip(24, 128, 192), Clip(9, 160, 96, 0.25, seed=2)
+LONG, OTHER = Clip(20, 128, 192), Clip(9, 160, 96, 0.25, seed=2)
 # {i} and {v} are where the media go
 CASES: dict[str, tuple[str, list[Clip], list[np.ndarray]]] = {
     "one video": (f"{HEAD}{{v}}{TAIL}", [LONG], []),

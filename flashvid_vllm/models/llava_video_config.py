@@ -66,7 +66,7 @@ class LlavaVideoConfig(LlavaOnevisionConfig):
             "rope_theta": released.get("rope_theta", 1e6),
             **(released.get("rope_scaling") or {}),
         }
-        config = {
+        config: dict[str, Any] = {
             "text_config": {**text, "model_type": "qwen2", "rope_parameters": rope},
             "vision_config": {**vision, "vision_use_head": False},
             "vision_feature_layer": released.get("mm_vision_select_layer", -2),

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: MIT
+"""The command line: python -m flashvid_vllm.viz VIDEO --model DIR -o out.html."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from ..cli import _json, _number
+from ..config import FlashVidConfig, Method
+from ..settings import check_server, resolve
+from . import UserError
+
+_SINGLE = ("retention_ratio", "token_budget", "method")  # settings that have an option of their own
+_WRITERS = (".html", ".png")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; 2 where the user can put it right."""
+    parser = _make_parser()
+    options = parser.parse_args(argv)
+    try:
+        run(options)
+    except UserError as error:
+        parser.error(str(error))
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Draw what the options say. Raises UserError."""
+    for path in options.output:
+        if path.suffix.lower() not in _WRITERS:
+            raise UserError(f"-o must end in {' or '.join(_WRITERS)}, got {path}")
+        if not path.parent.is_dir():
+            raise UserError(f"no such folder: {path.parent}")
+    if (options.model is None) == (options.clip is None):
+        raise UserError(
+            "give what looks at the video, --model DIR (a video LLM's directory or hub name, such as "
+            "Qwen/Qwen2.5-VL-3B-Instruct) or --clip DIR (such as openai/clip-vit-base-patch16), one of them"
+        )
+    _config(options, {})  # a bad setting is known before anything is loaded
+
+    from .video import read_frames
+
+    frames = read_frames(options.video, options.frames)
+
+    import torch
+
+    from .features import encode_with_clip, encode_with_model
+    from .scene import make_scene
+
+    tower = str(options.model or options.clip)
+    with torch.inference_mode():
+        encoded = (encode_with_model if options.model else encode_with_clip)(tower, frames.pictures)
+    config = _config(options, encoded.preset)
+    try:
+        scene = make_scene(options.video.name, Path(tower).name, frames, encoded, config)
+    except ValueError as error:  # a backend or a peer's parts that are not there
+        raise UserError(str(error)) from None
+    for path in options.output:
+        try:
+            _write(scene, path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        kept, total = len(scene.video.size), scene.video.assignment.numel()
+        print(f"{path}: {kept} of {total} tokens kept, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _write(scene: Any, path: Path) -> None:
+    if path.suffix.lower() == ".html":
+        from .page import page
+
+        path.write_text(page(scene), encoding="utf-8")
+    else:
+        from .sheet import write_sheet
+
+        write_sheet(scene, path)
+
+
+def _config(options: argparse.Namespace, preset: Any) -> FlashVidConfig:
+    """The settings: defaults < preset of the family < options, as for a server. Raises UserError."""
+    settings = dict(options.config or {})
+    for name in _SINGLE:
+        value = getattr(options, name)
+        if value is not None and name in settings:
+            raise UserError(f"--{name.replace('_', '-')} and --config both give {name}; leave one of them out")
+        if value is not None:
+            settings[name] = value
+    try:
+        config = resolve(check_server(settings), None, preset)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if config is None:
+        raise UserError("enabled=false leaves every token as it is: nothing to draw")
+    return config
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m flashvid_vllm.viz",
+        description="Draw what compression keeps of a video: an HTML page to explore, or a PNG.",
+        epilog="Needs pip install '.[viz]'. The settings are the server's, without their prefix.",
+    )
+    parser.add_argument("video", type=Path, metavar="VIDEO")
+    parser.add_argument(
+        "-o", "--output", type=Path, action="append", required=True, metavar="FILE",
+        help="what to write, .html or .png; may be given for each",
+    )  # fmt: skip
+    tower = parser.add_argument_group("what looks at the video (one of them)")
+    tower.add_argument(
+        "--model", metavar="DIR", help="a served model's directory or hub name: its own vision tower is used"
+    )
+    tower.add_argument(
+        "--clip", metavar="DIR", help="a CLIP model's directory or hub name, such as openai/clip-vit-base-patch16"
+    )
+    parser.add_argument("--frames", type=_count, default=16, metavar="F", help="frames to sample; default: 16")
+    parser.add_argument("--retention-ratio", type=_number(float), metavar="R", help="share of the tokens to keep")
+    parser.add_argument("--token-budget", type=_number(int), metavar="B", help="most tokens to keep")
+    parser.add_argument("--method", metavar="METHOD", help=f"{', '.join(get_args(Method))}; default: flashvid")
+    parser.add_argument("--config", type=_json, metavar="JSON", help="further settings, such as '{\"alpha\": 0.7}'")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = _number(int)(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return int(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
