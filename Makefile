@@ -14,7 +14,7 @@ MARKS = $(shell nvidia-smi -L >/dev/null 2>&1 || test -e /dev/kfd || echo "not g
 PYTEST = $(BIN)/python -m pytest -q -m "$(MARKS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full compat check bench clean
+.PHONY: help setup demo test test-full compat check bench fidelity clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ check: setup ## lint, format and types
 
 bench: setup ## time the operations
 	@$(BIN)/python -m benchmarks.bench_ops
+
+fidelity: setup ## what every method keeps of real clips: CLIP's last layers on the compressed tokens; goes on where it stopped
+	@$(BIN)/python -m benchmarks.fidelity
 
 clean: ## remove what make has made: the environment, caches, clips, build products
 	rm -rf .venv .cache build dist *.egg-info flashvid_vllm/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

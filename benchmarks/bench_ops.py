@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: MIT
-"""Time every op and the whole compression: medians of interleaved runs, against named peers in the same run.
+"""Time the whole compression and every op: medians of interleaved runs, as ratios to named peers in the same run.
 
-    python -m benchmarks.bench_ops                         the pipeline at two shapes, every op at one
-    python -m benchmarks.bench_ops --all --json rows.json  every shape and number of frames
+    python -m benchmarks.bench_ops                         the cases of `make bench`
+    python -m benchmarks.bench_ops --all --json rows.json  every shape, number of frames and op
 
-A row is one implementation of one op; its ratios are to the torch reference and to vLLM's EVS and VidCom2 at the same
-shape, measured in turns with it. The floor is the larger of bytes / bandwidth and FLOPs / rate, with both ceilings
-measured in this run on this device. Where there is no GPU it runs on the CPU, and says so.
+A row is one implementation of one op on one video: a "scene" drifts and merges into trees, in "noise" nothing matches
+and every token is clustered. Peers are the torch reference, vLLM's VidCom2 and EVS at the same ratio, and the two
+batched products of the same shape that no implementation avoids. The floor is the larger of bytes / bandwidth and
+FLOPs / rate, both measured in this run on this device: the GPU, or the CPU where there is none. The last table is the
+cost in T.
 """
 
 import argparse
+import ctypes
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,46 +30,52 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from flashvid_vllm import FlashVidConfig, compress, env_info, ops
+from flashvid_vllm import CompressedVideo, FlashVidConfig, compress, env_info, ops
 from flashvid_vllm.budget import plan
+from flashvid_vllm.ops import native
+from tests.cases import video
 
-from .counts import count
+from .counts import Work, count
 
 # (N, D, heads, patches of a frame in the encoder, channels of a head)
 SHAPES = {
     "LLaVA-OneVision-7B": (196, 3584, 16, 729, 72),
+    "small": (49, 896, 12, 196, 64),
     "Qwen2.5-VL-7B": (360, 3584, 16, 1440, 80),
     "Qwen3-VL-4B": (256, 2560, 16, 1024, 64),
     "Qwen3-VL-8B": (256, 4096, 16, 1024, 72),
-    "small": (49, 896, 12, 196, 64),
 }
-FRAMES = (16, 32, 64, 160, 512)
+CASES = {"LLaVA-OneVision-7B": 32, "small": 16}  # frames, where none are asked for
+ALL_FRAMES = (16, 32, 64, 160, 512)
+LENGTHS, LENGTH_SHAPE = (16, 64, 256, 1024), (196, 1152)
+KINDS = ("scene", "noise")
 RATIO = 0.1
+CONFIG = FlashVidConfig(retention_ratio=RATIO)
+PEERS = ("torch", "two bmm", "VidCom2", "EVS")
+Calls = dict[str, Callable[[], Any]]
 
 
 @dataclass
 class Row:
-    """One implementation of one op at one shape; times in seconds."""
+    """One implementation of one op on one video; ``ratios`` are to the medians of peers."""
 
-    shape: str
-    frames: int
+    video: str
     op: str
-    implementation: str
+    by: str
     median_s: float
     fastest_s: float
     slowest_s: float
     floor_s: float
-    bytes: int
-    flops: int
-    launches: int | None = None
-    ratios: dict[str, float] = field(default_factory=dict)
+    launches: int | None
+    as_torch: float | None
+    ratios: dict[str, float]
 
 
 class Timer:
     """Times functions in turns: what disturbs the machine disturbs them all."""
 
-    def __init__(self, device: torch.device, seconds: float) -> None:
-        self.device, self.seconds = device, seconds
+    def __init__(self, seconds: float) -> None:
+        self.device, self.seconds = torch.device("cuda" if torch.cuda.is_available() else "cpu"), seconds
 
     def once(self, function: Callable[[], Any]) -> float:
         self.wait()
@@ -77,87 +88,107 @@ class Timer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def all(self, functions: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-        """At least 3 turns each, and as many as the time allows, up to 50; the first, a warm-up, is dropped."""
+    def all(self, functions: Calls) -> dict[str, list[float]]:
+        """At least 5 turns each, and as many as the time allows, up to 50; the first, a warm-up, is dropped."""
         first = {name: self.once(function) for name, function in functions.items()}
-        turns = max(3, min(50, int(self.seconds / max(1e-9, sum(first.values())))))
+        turns = max(5, min(50, int(self.seconds / max(1e-9, sum(first.values())))))
         times: dict[str, list[float]] = {name: [] for name in functions}
         for _ in range(turns):
             for name, function in functions.items():
                 times[name].append(self.once(function))
         return times
 
+    def peak_bytes(self, function: Callable[[], Any]) -> int | None:
+        """How much more memory ``function`` takes at most than before; None where the system does not tell."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            function()
+            return torch.cuda.max_memory_allocated(self.device) - before
+        try:
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed is free
+            Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory is what it is now
+            before = _resident("VmHWM")
+            function()
+            return _resident("VmHWM") - before
+        except (OSError, AttributeError):
+            return None
 
-def ceilings(device: torch.device, dtype: torch.dtype, timer: Timer) -> tuple[float, float]:
+
+def _resident(key: str) -> int:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in status if line.startswith(key))
+
+
+def ceilings(dtype: torch.dtype, timer: Timer) -> tuple[float, float]:
     """Bytes and FLOPs a second that this device reaches: a copy far larger than its caches, a square product."""
-    big = torch.empty((2**30 if device.type == "cuda" else 2**27) // 4, dtype=torch.float32, device=device).fill_(1)
-    other = torch.empty_like(big)
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    out = torch.empty(size, size, dtype=dtype, device=device)
-    best: dict[str, Callable[[], Any]] = {"copy": lambda: other.copy_(big), "product": lambda: torch.mm(a, b, out=out)}
-    times = {name: min(found) for name, found in timer.all(best).items()}
-    return 2 * big.numel() * 4 / times["copy"], 2 * size**3 / times["product"]
+    gpu = timer.device.type == "cuda"
+    big = torch.ones((2**30 if gpu else 2**27) // 4, device=timer.device)
+    other, size = torch.empty_like(big), 8192 if gpu else 2048
+    a, b = (torch.randn(size, size, device=timer.device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    times = timer.all({"copy": lambda: other.copy_(big), "product": lambda: torch.mm(a, b, out=out)})
+    return 2 * big.numel() * 4 / min(times["copy"]), 2 * size**3 / min(times["product"])
 
 
-def video(t: int, n: int, d: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Features [T, N, D] and attention [T, N] of a scene that moves: neighbours alike, noise beneath, two cuts."""
-    generator = torch.Generator().manual_seed(0)
-    scene = torch.randn(3, n, d, generator=generator)
-    features = torch.stack([scene[3 * i // t].roll(i // 4, 0) for i in range(t)])
-    features += 0.4 * torch.randn(t, n, d, generator=generator)
-    attention = torch.rand(t, n, generator=generator).pow(4)
-    return features.to(device, dtype), attention.to(device)
+def compressions(features: Tensor, attention: Tensor) -> Calls:
+    """The whole compression by each backend that runs here, and by its peers."""
 
+    def pipeline(backend: str) -> Callable[[], CompressedVideo]:
+        config = FlashVidConfig(**CONFIG.to_dict() | {"backend": backend})
+        return lambda: compress(features, attention, config)
 
-def op_calls(features: Tensor, attention: Tensor, encoder: tuple[int, int, int], backend: str) -> dict[str, Any]:
-    """Every op on the reference's own inputs, so that all backends do the same work."""
-    t, n, _ = features.shape
-    config = FlashVidConfig(retention_ratio=RATIO)
-    budget = plan(t, n, config)
-    frames = features.float().mean(1)
-    segment_id = ops.segment_frames(frames, 0.9, 8, "torch")
-    k = budget.selected_per_frame
-    selected = ops.select_tokens(features, attention, k, "torch")
-    candidate = torch.ones(t, n, dtype=torch.bool, device=features.device).scatter_(1, selected, False)
-    _, parent = ops.match_tokens(features, candidate, segment_id, 0.8, "tree", "torch")
-    root = ops.tree_roots(parent, "torch")
-    index, mean, _ = ops.pool_trees(features, root, candidate, "torch")
-    first = mean[index < n]
-    heads, patches, channels = encoder
-    q, key = (torch.randn(t, heads, patches, channels, device=features.device).to(features.dtype) for _ in range(2))
-    return {
-        "segment_frames": lambda: ops.segment_frames(frames, 0.9, 8, backend),
-        "event_relevance": lambda: ops.event_relevance(features, segment_id, backend),
-        "select_tokens": lambda: ops.select_tokens(features, attention, k, backend),
-        "match_tokens": lambda: ops.match_tokens(features, candidate, segment_id, 0.8, "tree", backend),
-        "tree_roots": lambda: ops.tree_roots(parent, backend),
-        "pool_trees": lambda: ops.pool_trees(features, root, candidate, backend),
-        "cluster_tokens": lambda: ops.cluster_tokens(first, max(1, len(first) // 8), min(7, len(first)), backend),
-        "received_attention": lambda: ops.received_attention(q, key, backend),
-    }
-
-
-def peers(features: Tensor) -> dict[str, Callable[[], Any]]:
-    """Whole-video peers: vLLM's prunings at the same ratio, and the two batched products that cannot be avoided."""
-    t, n, _ = features.shape
-    flat, turned = features.flatten(0, 1), features.transpose(1, 2).contiguous()
-    found: dict[str, Callable[[], Any]] = {
-        "2 x torch.bmm": lambda: (torch.bmm(features, turned), torch.bmm(features[1:], turned[:-1]))
-    }
+    found: Calls = {backend: pipeline(backend) for backend in env_info()["backends"]}
+    turned = features.transpose(1, 2)
+    found["two bmm"] = lambda: (torch.bmm(features, turned), torch.bmm(features[1:], turned[:-1]))
     try:
         from vllm.multimodal.video_prune import evs, vidcom2
     except ImportError:
         return found
-    grid = (t, n, 1)  # merge size 1: the same tokens, whatever their layout in a frame
-    found["vLLM EVS"] = lambda: flat[evs.compute_retention_mask(flat, grid, 1, 1 - RATIO)]
-    found["vLLM VidCom2"] = lambda: flat[vidcom2.compute_retention_mask(flat, grid, 1, 1 - RATIO)]
+    flat, drop = features.flatten(0, 1), 1 - RATIO
+    grid: Any = (*features.shape[:2], 1)  # merge size 1: the same tokens, whatever their layout in a frame
+    found["VidCom2"] = lambda: flat[vidcom2.compute_retention_mask(flat, grid, 1, drop)]
+    found["EVS"] = lambda: flat[evs.compute_retention_mask(flat, grid, 1, drop)]
     return found
 
 
-def launches_of(function: Callable[[], Any], backend: str) -> int | None:
+def op_calls(features: Tensor, attention: Tensor, encoder: list[int]) -> dict[str, Calls]:
+    """Every op by each backend that has it here, on the reference's own inputs: all do the same work."""
+    t, n, _ = features.shape
+    frames = features.float().mean(1)
+    segment_id = ops.segment_frames(frames, CONFIG.segment_threshold, CONFIG.min_segments, "torch")
+    k = plan(t, n, CONFIG).selected_per_frame
+    candidate = torch.ones(t, n, dtype=torch.bool, device=features.device)
+    candidate.scatter_(1, ops.select_tokens(features, attention, k, "torch"), False)
+    link = (features, candidate, segment_id, CONFIG.merge_threshold, CONFIG.matching)
+    parent = ops.match_tokens(*link, "torch")[1]
+    root = ops.tree_roots(parent, "torch")
+    index, mean, _ = ops.pool_trees(features, root, candidate, "torch")
+    trees = mean[index < n]
+    sizes = max(1, len(trees) // 8), min(7, len(trees))
+    heads, patches, d = encoder
+    query, key = (torch.randn(t, heads, patches, d, device=features.device).to(features.dtype) for _ in range(2))
+    cuts = (frames, CONFIG.segment_threshold, CONFIG.min_segments)
+    calls: dict[str, Callable[[str], Any]] = {
+        "segment_frames": lambda backend: ops.segment_frames(*cuts, backend),
+        "event_relevance": lambda backend: ops.event_relevance(features, segment_id, backend),
+        "select_tokens": lambda backend: ops.select_tokens(features, attention, k, backend),
+        "match_tokens": lambda backend: ops.match_tokens(*link, backend),
+        "tree_roots": lambda backend: ops.tree_roots(parent, backend),
+        "pool_trees": lambda backend: ops.pool_trees(features, root, candidate, backend),
+        "cluster_tokens": lambda backend: ops.cluster_tokens(trees, *sizes, backend),
+        "received_attention": lambda backend: ops.received_attention(query, key, backend),
+    }
+
+    def backends(op: str) -> list[str]:
+        return env_info()["backends"] + (["native"] if features.is_cuda and op in native.cuda_ops() else [])
+
+    return {op: {by: partial(call, by) for by in backends(op)} for op, call in calls.items()}
+
+
+def launches_of(function: Callable[[], Any], by: str) -> int | None:
     """Kernel launches of one run, where our own launcher counts them."""
-    if backend != "triton":
+    if by != "triton":
         return None
     from flashvid_vllm.ops.launch import record
 
@@ -166,62 +197,94 @@ def launches_of(function: Callable[[], Any], backend: str) -> int | None:
     return len(found)
 
 
+def as_torch(calls: Calls, by: str) -> float | None:
+    """Share of the original tokens that a backend's compression sends to the same place as the reference's."""
+    if by in PEERS:
+        return None
+    found = [calls[who]() for who in (by, "torch")]
+    places = [torch.where(x.assignment >= 0, x.source_index[x.assignment], -1) for x in found]
+    return float((places[0] == places[1]).float().mean())
+
+
 def measure(
-    name: str, t: int, dtype: torch.dtype, device: torch.device, timer: Timer, roof: tuple[float, float], each_op: bool
+    shape: str, t: int, kind: str, dtype: torch.dtype, timer: Timer, roof: tuple[float, float], each_op: bool
 ) -> list[Row]:
-    """The rows of one shape."""
-    n, d, *encoder = SHAPES[name]
-    features, attention = video(t, n, d, dtype, device)
-    work = count(plan(t, n, FlashVidConfig(retention_ratio=RATIO)), d, features.element_size(), *encoder)
-    backends = env_info()["backends"]
-
-    def pipeline(backend: Any) -> Callable[[], Any]:
-        config = FlashVidConfig(retention_ratio=RATIO, min_segments=4, selection="attention_diversity", backend=backend)
-        return lambda: compress(features, attention, config)
-
-    groups: dict[str, dict[str, Callable[[], Any]]] = {
-        "compress": {backend: pipeline(backend) for backend in backends} | peers(features)
-    }
-    if each_op:
-        heads, patches, channels = encoder
-        for backend in backends:
-            for op, call in op_calls(features, attention, (heads, patches, channels), backend).items():
-                groups.setdefault(op, {})[backend] = call
+    """The rows of one video."""
+    n, d, *encoder = SHAPES[shape]
+    features, attention = (x.to(timer.device) for x in video(kind, t, n, d, dtype))
+    work = count(plan(t, n, CONFIG), d, features.element_size(), *encoder)
+    work["cluster_tokens"] = Work(work["cluster_tokens"].bytes // t, work["cluster_tokens"].flops // t)  # one frame
+    groups = {"compress": compressions(features, attention)}
+    groups |= op_calls(features, attention, encoder) if each_op else {}
     rows = []
     for op, calls in groups.items():
         times = timer.all(calls)
-        medians = {who: statistics.median(found) for who, found in times.items()}
-        for who, found in times.items():
-            of_op = work[op]
-            if op == "cluster_tokens":  # one frame
-                of_op = type(of_op)(of_op.bytes // t, of_op.flops // t)
-            row = Row(
-                name, t, op, who, medians[who], min(found), max(found), of_op.floor_s(*roof), of_op.bytes, of_op.flops,
-                launches_of(calls[who], who),
-            )  # fmt: skip
-            others = ("torch", "vLLM EVS", "vLLM VidCom2", "2 x torch.bmm")
-            row.ratios = {other: medians[who] / medians[other] for other in others if other in medians and other != who}
-            rows.append(row)
+        medians = {by: statistics.median(found) for by, found in times.items()}
+        for by, found in times.items():
+            more = launches_of(calls[by], by), as_torch(calls, by) if op == "compress" else None
+            ratios = {peer: medians[by] / medians[peer] for peer in PEERS if peer in medians and peer != by}
+            span = medians[by], min(found), max(found)
+            rows.append(Row(f"{t} x {n} x {d} {kind}", op, by, *span, work[op].floor_s(*roof), *more, ratios))
     return rows
 
 
-def table(rows: list[Row], title: str) -> Table:
-    """The rows as a table."""
+def measure_length(t: int) -> dict[str, Any]:
+    """The cost of t frames, in a process of its own: what an earlier video left in a workspace would hide its need."""
+    timer = Timer(2)
+    features, attention = (x.to(timer.device) for x in video("scene", 16, *LENGTH_SHAPE, torch.bfloat16))
+    compress(features[:2, :8], attention[:2, :8], CONFIG)  # loads what is loaded once
+    features, attention = features.repeat(t // 16, 1, 1), attention.repeat(t // 16, 1)
+    peak = timer.peak_bytes(lambda: compress(features, attention, CONFIG))
+    times = timer.all({"compress": lambda: compress(features, attention, CONFIG)})["compress"]
+    return {
+        "video": f"{t} x {LENGTH_SHAPE[0]} x {LENGTH_SHAPE[1]} scene",
+        "dtype": "bfloat16",
+        "frames": t,
+        "by": env_info()["backend"],
+        "median_s": statistics.median(times),
+        "fastest_s": min(times),
+        "slowest_s": max(times),
+        "features_bytes": features.nbytes,
+        "peak_bytes": peak,
+    }
+
+
+def table(title: str, lines: list[dict[str, str]]) -> Table:
+    """A table without the columns that no line has."""
     shown = Table(title=title, title_justify="left")
-    for column in ("shape", "T", "op", "by", "median", "spread", "floor", "/ floor", "ratio to", "launches"):
-        shown.add_column(column, justify="left" if column in ("shape", "op", "by", "ratio to") else "right")
-    for row in rows:
-        ratios = ", ".join(f"{who} {ratio:.2f}" for who, ratio in row.ratios.items())
-        shown.add_row(
-            row.shape, str(row.frames), row.op, row.implementation, _ms(row.median_s),
-            f"{_ms(row.fastest_s)} to {_ms(row.slowest_s)}", _ms(row.floor_s), f"{row.median_s / row.floor_s:.1f}",
-            ratios, "" if row.launches is None else str(row.launches),
-        )  # fmt: skip
+    columns = [name for name in lines[0] if any(line[name] for line in lines)]
+    for name in columns:
+        shown.add_column(name, justify="left" if name in ("video", "op", "by") else "right", no_wrap=True)
+    for line in lines:
+        shown.add_row(*(line[name] for name in columns))
     return shown
 
 
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g} ms"
+def times_of(row: dict[str, Any]) -> dict[str, str]:
+    median, fastest, slowest = (
+        f"{1e3 * s:.0f}" if s >= 0.1 else f"{1e3 * s:.3g}"
+        for s in (row["median_s"], row["fastest_s"], row["slowest_s"])
+    )
+    return {"median, ms": median, "spread": f"{fastest} to {slowest}"}
+
+
+def line_of(row: Row) -> dict[str, str]:
+    def text(value: float | None) -> str:
+        return "" if value is None else f"{value:.5g}"
+
+    line = {"video": row.video, "op": row.op, "by": row.by, **times_of(asdict(row))}
+    line |= {"/ floor": f"{row.median_s / row.floor_s:.1f}"}
+    line |= {f"/ {peer}": f"{row.ratios[peer]:.2f}" if peer in row.ratios else "" for peer in PEERS}
+    return line | {"as torch": text(row.as_torch), "launches": text(row.launches)}
+
+
+def length_line(row: dict[str, Any]) -> dict[str, str]:
+    line = {"T": str(row["frames"]), "by": row["by"], **times_of(row)}
+    line |= {"us a frame": f"{1e6 * row['median_s'] / row['frames']:.0f}"}
+    return line | {
+        name: "" if row[key] is None else f"{row[key] / 2**20:.1f}"
+        for name, key in (("features, MiB", "features_bytes"), ("peak beside them, MiB", "peak_bytes"))
+    }
 
 
 def commit() -> str:
@@ -233,34 +296,43 @@ def commit() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--all", action="store_true", help="every shape and number of frames")
-    parser.add_argument("--shape", choices=tuple(SHAPES), action="append", help="default: LLaVA-OneVision-7B, small")
+    parser.add_argument("--all", action="store_true", help="every shape, number of frames and op")
+    parser.add_argument("--shape", choices=tuple(SHAPES), action="append", help=f"default: {', '.join(CASES)}")
     parser.add_argument("--frames", type=int, nargs="+", help="default: 32, and 16 for the small shape")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--seconds", type=float, default=5, help="time for the turns of one op; default 5")
     parser.add_argument("--json", type=Path, help="append a JSON row for each row to this file")
     options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, options.dtype)
-    timer = Timer(device, options.seconds)
-    about = env_info() | {"commit": commit(), "dtype": options.dtype, "threads": torch.get_num_threads()}
+    timer, dtype = Timer(options.seconds), getattr(torch, options.dtype)
     console = Console()
-    if device.type == "cpu":
-        console.print("No GPU here: these are the CPU's times.")
-    roof = ceilings(device, dtype, timer)
+    console.width = max(console.width, 160)
+    roof = ceilings(dtype, timer)
     console.print(f"ceilings of this run: {roof[0] / 1e9:.0f} GB/s, {roof[1] / 1e12:.2f} TFLOP/s in {options.dtype}")
-    shapes = options.shape or (list(SHAPES) if options.all else ["LLaVA-OneVision-7B", "small"])
     rows: list[Row] = []
-    for name in shapes:
-        for t in options.frames or (FRAMES if options.all else [16 if name == "small" else 32]):
-            console.print(f"{name}, {t} frames ...", highlight=False)
-            rows += measure(name, t, dtype, device, timer, roof, each_op=options.all or name != "small")
-    title = f"{about['device']}, {about['threads']} threads, torch {about['torch']}, {about['commit']}, R = {RATIO}"
-    console.print(table(rows, title))
+    for shape in options.shape or (SHAPES if options.all else CASES):
+        for t in options.frames or (ALL_FRAMES if options.all else [CASES.get(shape, 32)]):
+            for kind in KINDS:
+                console.print(f"{shape}, {t} frames of {kind} ...", highlight=False)
+                each_op = kind == "scene" and (options.all or shape != "small")
+                rows += measure(shape, t, kind, dtype, timer, roof, each_op)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        lengths = pool.map(measure_length, LENGTHS, chunksize=1)
+    about = env_info() | {"commit": commit(), "dtype": options.dtype, "threads": torch.get_num_threads()}
+    about["isa"] = None if native.MISSING else native.isa()
+    del about["backend"]  # each row has its own
+    machine = (
+        f"{about['device']}, {about['threads']} threads, {about['isa']}, torch {about['torch']}, {about['commit']}"
+    )
+    console.print(table(f"compress to {RATIO:.0%}: {machine}", [line_of(row) for row in rows if row.op == "compress"]))
+    if each := [line_of(row) for row in rows if row.op != "compress"]:
+        console.print(table(f"op by op, {options.dtype}", each))
+    size = f"T x {LENGTH_SHAPE[0]} x {LENGTH_SHAPE[1]}, bf16"
+    console.print(
+        table(f"cost in the number of frames, {size}; the result counts as memory", list(map(length_line, lengths)))
+    )
     if options.json:
         with options.json.open("a") as file:
-            for row in rows:
-                file.write(json.dumps(asdict(row) | about) + "\n")
+            file.writelines(json.dumps(about | row) + "\n" for row in [*map(asdict, rows), *lengths])
     return 0
 
 

@@ -12,10 +12,11 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kRowsAtATime = 15;      // of direct distances: whole tiles of 3 and of 5 rows
-constexpr int64_t kRowsOfProducts = 256;  // each block of them packs all columns once more
+constexpr int64_t kRowsOfProducts = 512;  // each block of them packs all columns once more
 
 // m of each row: the mean of its k smallest squared distances.
-void measure_sparsity(const float* distance, int64_t n, int64_t k, float* sparsity) {
+void measure_sparsity(const Kernels& kernels, const float* distance, int64_t n, int64_t k, float* sparsity) {
+  if (k <= kMostSmallest) return kernels.smallest_squares(distance, n, k, sparsity);
   std::vector<float> smallest(static_cast<size_t>(k));
   for (int64_t i = 0; i < n; ++i) {
     const float* row = distance + i * n;
@@ -37,48 +38,76 @@ ClusterWorkspace::ClusterWorkspace(int64_t rows, int64_t channels)
     : kernels_(kernels()),
       channels_(channels),
       depth_(round_up(channels, kDepthMultiple)),
-      rows_(rows * depth_),
+      wide_rows_(rows * depth_),
       distance_(rows * rows),
-      mean_(depth_),
-      products_(kernels_.splits_f32 ? round_up(rows, kTile) * round_up(2 * rows, kTile) : 0),
+      products_(kernels_.splits_f32 ? round_up(2 * rows, kTile) * round_up(rows, kTile) : 0),
       parts_(kernels_.splits_f32 ? 2 * rows * depth_ : 0),
+      is_wide_(rows),
       finite_(rows) {}
 
-void ClusterWorkspace::measure(int64_t n, int threads) {
+ClusterWorkspace::Row ClusterWorkspace::row(int64_t i) const {
+  if (group_size(i) == 1) return {video_->row(member_[first_[i]]), video_->dtype};
+  return {wide_rows_.data() + i * depth_, Dtype::kFloat32};
+}
+
+const float* ClusterWorkspace::wide_row(int64_t i) {
+  float* out = wide_rows_.data() + i * depth_;
+  if (!is_wide_[i]) {
+    kernels_.mean_rows(video_->features, video_->dtype, channels_, member_ + first_[i], group_size(i), channels_, out);
+    std::fill(out + channels_, out + depth_, 0.0f);
+    is_wide_[i] = true;
+  }
+  return out;
+}
+
+void ClusterWorkspace::add_row(int64_t i, float* total) const {
+  const Row from = row(i);
+  kernels_.add_row(from.data, from.dtype, channels_, total);
+}
+
+void ClusterWorkspace::measure(int64_t n, const float* center, int threads) {
   parallel_for(n, threads, [&](int64_t i, int) {
-    std::fill(row(i) + channels_, row(i) + depth_, 0.0f);
-    finite_[i] = is_finite(kernels_, row(i), channels_);
+    is_wide_[i] = false;
+    if (group_size(i) > 1) wide_row(i);
   });
-  if (kernels_.splits_f32 && measure_by_products(n, threads)) return;
+  if (kernels_.splits_f32 && measure_by_products(n, center, threads)) return;
+  parallel_for(n, threads, [&](int64_t i, int) {
+    const float* wide = wide_row(i);
+    finite_[i] = is_finite(kernels_, wide, channels_);
+  });
   parallel_for((n + kRowsAtATime - 1) / kRowsAtATime, threads, [&](int64_t block, int) {
-    const int64_t first = block * kRowsAtATime;
-    kernels_.squared_distances(rows(), n, depth_, first, std::min(n, first + kRowsAtATime), distance_.data(), n);
+    const int64_t from = block * kRowsAtATime;
+    kernels_.squared_distances(wide_rows_.data(), n, depth_, from, std::min(n, from + kRowsAtATime), distance_.data(),
+                               n);
   });
 }
 
-// |u - v|^2 = |u|^2 + |v|^2 - 2<u, v> from the frame's mean, which distances do not see but rounding does.
+// |u - v|^2 = |u|^2 + |v|^2 - 2<u, v> from a center, which distances do not see but rounding does.
 // Rows are split into two bf16 parts that hold 16 bits of each value; the product of the low ones is left
 // out. That is within 3e-6 of a distance that is not small beside the norms; the others are measured directly.
 // False if those are too many for this to be faster, or if values do not fit.
-bool ClusterWorkspace::measure_by_products(int64_t n, int threads) {
+bool ClusterWorkspace::measure_by_products(int64_t n, const float* center, int threads) {
   constexpr float kSmallest = 1e-20f, kLargest = 1e30f, kSmall = 0.25f;
-  if (!std::all_of(finite_.data(), finite_.data() + n, [](bool finite) { return finite; })) return false;
-  std::fill_n(mean_.data(), depth_, 0.0f);
-  for (int64_t i = 0; i < n; ++i) kernels_.add_row(row(i), Dtype::kFloat32, depth_, mean_.data());
-  for (int64_t c = 0; c < depth_; ++c) mean_[c] /= static_cast<float>(n);
   parallel_for(n, threads, [&](int64_t i, int) {
-    kernels_.split(row(i), mean_.data(), depth_, parts_.data() + i * depth_, parts_.data() + (n + i) * depth_);
+    const Row from = row(i);
+    Bfloat* high = parts_.data() + i * depth_;
+    Bfloat* low = high + n * depth_;
+    finite_[i] = std::isfinite(kernels_.split(from.data, from.dtype, center, channels_, depth_, high, low));
   });
-  const int64_t stride = round_up(2 * n, kTile);
-  parallel_for((n + kRowsOfProducts - 1) / kRowsOfProducts, threads, [&](int64_t block, int) {
-    const int64_t first = block * kRowsOfProducts, count = std::min(kRowsOfProducts, n - first);
-    Buffer<char> workspace(kernels_.workspace_bytes(2 * n, depth_));
-    kernels_.inner_bf16(parts_.data() + first * depth_, count, parts_.data(), 2 * n, depth_, depth_,
-                        products_.data() + first * stride, stride, 0, workspace.data());
+  if (!std::all_of(finite_.data(), finite_.data() + n, [](bool finite) { return finite; })) return false;
+  // Both parts with the high ones, of which those among themselves are needed once.
+  const int64_t stride = round_up(n, kTile);
+  parallel_for((2 * n + kRowsOfProducts - 1) / kRowsOfProducts, threads, [&](int64_t block, int) {
+    const int64_t first = block * kRowsOfProducts, count = std::min(kRowsOfProducts, 2 * n - first);
+    const int64_t triangle = std::clamp<int64_t>(n - first, 0, count);
+    Buffer<char> workspace(kernels_.workspace_bytes(n, depth_));
+    kernels_.inner_bf16(parts_.data() + first * depth_, count, parts_.data(), n, depth_, depth_,
+                        products_.data() + first * stride, stride, triangle, workspace.data());
   });
-  const float* all = products_.data();
+  const float* high = products_.data();
+  const float* low = high + n * stride;
   const auto product = [=](int64_t i, int64_t j) {
-    return all[i * stride + j] + (all[i * stride + n + j] + all[j * stride + n + i]);
+    return high[i * stride + j] + (low[i * stride + j] + low[j * stride + i]);
   };
   std::vector<float> squares(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) {
@@ -100,7 +129,7 @@ bool ClusterWorkspace::measure_by_products(int64_t n, int threads) {
     float* out = distance_.data() + i * n;
     for (int64_t j = i + 1; j < n; ++j) {
       const float norms = squares[static_cast<size_t>(i)] + squares[static_cast<size_t>(j)];
-      if (out[j] < kSmall * norms) out[j] = kernels_.squared_distance(row(i), row(j), depth_);
+      if (out[j] < kSmall * norms) out[j] = kernels_.squared_distance(wide_row(i), wide_row(j), depth_);
     }
   }
   return true;
@@ -125,27 +154,23 @@ void ClusterWorkspace::complete(int64_t n) {
   }
 }
 
-void ClusterWorkspace::cluster(int64_t n, int64_t num_clusters, int64_t k, int64_t* centers, int64_t* assignment,
-                               int threads) {
-  measure(n, threads);
+void ClusterWorkspace::cluster(const Video& video, const Groups& groups, int64_t first, int64_t n, const float* center,
+                               int64_t num_clusters, int64_t k, int64_t* centers, int64_t* assignment, int threads) {
+  video_ = &video;
+  first_ = groups.first.data() + first;
+  member_ = groups.member.data();
+  measure(n, center, threads);
   complete(n);
   const float* distance = distance_.data();
   std::vector<float> sparsity(static_cast<size_t>(n)), score(static_cast<size_t>(n));
-  measure_sparsity(distance, n, k, sparsity.data());
+  measure_sparsity(kernels_, distance, n, k, sparsity.data());
   const float* m = sparsity.data();
 
-  float largest = 0;
-  for (int64_t i = 0; i < n * n; ++i) largest = distance[i] > largest ? distance[i] : largest;
+  const int64_t densest = std::min_element(m, m + n) - m;
   for (int64_t i = 0; i < n; ++i) {
-    const float* row = distance + i * n;
-    bool any = false;
-    float delta = kInfinity;
-    for (int64_t j = 0; j < n; ++j) {
-      const bool denser = m[j] < m[i] || (m[j] == m[i] && j < i);
-      any |= denser;
-      delta = denser && row[j] < delta ? row[j] : delta;
-    }
-    const float value = std::log(any ? delta : largest) - m[i];
+    const float delta = i == densest ? kernels_.largest(distance, n * n)
+                                     : kernels_.nearest_denser(distance + i * n, m, n, i);
+    const float value = std::log(delta) - m[i];
     score[static_cast<size_t>(i)] = std::isnan(value) ? -kInfinity : value;
   }
 
@@ -171,12 +196,17 @@ void ClusterWorkspace::cluster(int64_t n, int64_t num_clusters, int64_t k, int64
 
 void cluster_tokens(const void* x, Dtype dtype, int64_t n, int64_t channels, int64_t num_clusters, int64_t k,
                     int64_t* centers, int64_t* assignment, int threads) {
-  ClusterWorkspace workspace(n, channels);
-  parallel_for(n, threads, [&](int64_t i, int) {
-    const char* row = static_cast<const char*>(x) + i * channels * bytes_of(dtype);
-    kernels().widen(row, dtype, channels, workspace.row(i));
-  });
-  workspace.cluster(n, num_clusters, k, centers, assignment, threads);
+  const Kernels& use = kernels();
+  const Video rows{x, dtype, 1, n, channels};
+  Groups groups;  // each row is one
+  groups.first.resize(static_cast<size_t>(n) + 1);
+  std::iota(groups.first.begin(), groups.first.end(), 0);
+  groups.member.assign(groups.first.begin(), groups.first.end() - 1);
+  Buffer<float> mean(channels);
+  std::fill_n(mean.data(), channels, 0.0f);
+  for (int64_t i = 0; i < n; ++i) use.add_row(rows.row(i), dtype, channels, mean.data());
+  for (int64_t c = 0; c < channels; ++c) mean[c] /= static_cast<float>(n);
+  ClusterWorkspace(n, channels).cluster(rows, groups, 0, n, mean.data(), num_clusters, k, centers, assignment, threads);
 }
 
 }  // namespace flashvid

@@ -218,7 +218,7 @@ class Compression {
       MergeWorkspace& mine = all[static_cast<size_t>(thread)];
       const bool merge = clusters > 0 && clusters < trees;
       if (merge) {
-        merge_trees(first, trees, clusters, center, mine);
+        merge_trees(t, clusters, center, mine.trees);
       } else if (clusters > 0) {
         std::iota(center, center + trees, first);
       }
@@ -232,10 +232,11 @@ class Compression {
                    trees_.first[static_cast<size_t>(tree) + 1] - first, video_.channels, mean);
   }
 
-  void merge_trees(int64_t first, int64_t trees, int64_t clusters, int64_t* center, MergeWorkspace& mine) const {
-    for (int64_t i = 0; i < trees; ++i) tree_mean(first + i, mine.trees.row(i));
+  void merge_trees(int64_t t, int64_t clusters, int64_t* center, ClusterWorkspace& mine) const {
+    const int64_t first = first_tree_[static_cast<size_t>(t)], trees = num_trees(t);
     std::vector<int64_t> centers(static_cast<size_t>(clusters)), cluster_of(static_cast<size_t>(trees));
-    mine.trees.cluster(trees, clusters, std::min(settings_.neighbours, trees), centers.data(), cluster_of.data(), 1);
+    mine.cluster(video_, trees_, first, trees, frames_.data() + t * video_.channels, clusters,
+                 std::min(settings_.neighbours, trees), centers.data(), cluster_of.data(), 1);
     for (int64_t i = 0; i < trees; ++i) {
       center[i] = first + centers[static_cast<size_t>(cluster_of[static_cast<size_t>(i)])];
     }
@@ -246,7 +247,6 @@ class Compression {
     const int64_t first = first_tree_[static_cast<size_t>(t)], trees = num_trees(t);
     const int64_t row_bytes = video_.channels * bytes_of(video_.dtype);
     int64_t row = first_row_[static_cast<size_t>(t)], tree = first;
-    std::vector<int64_t> members;
     for (int64_t token = t * video_.n; token < (t + 1) * video_.n; ++token) {
       char* out = static_cast<char*>(tokens) + row * row_bytes;
       if (!candidate_[token]) {
@@ -255,12 +255,14 @@ class Compression {
         const int64_t here = tree++;
         if (center_[here] != here) continue;
         if (merge) {
-          members.clear();
+          std::fill_n(mine.merged.data(), video_.channels, 0.0f);
+          int64_t size = 0;
           for (int64_t i = 0; i < trees; ++i) {
-            if (center_[first + i] == here) members.push_back(i);
+            if (center_[static_cast<size_t>(first + i)] != here) continue;
+            mine.trees.add_row(i, mine.merged.data());
+            ++size;
           }
-          use_.mean_rows(mine.trees.rows(), Dtype::kFloat32, mine.trees.stride(), members.data(),
-                         static_cast<int64_t>(members.size()), video_.channels, mine.merged.data());
+          for (int64_t c = 0; size > 1 && c < video_.channels; ++c) mine.merged[c] /= static_cast<float>(size);
         } else {
           tree_mean(here, mine.merged.data());
         }

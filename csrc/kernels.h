@@ -9,11 +9,12 @@
 namespace flashvid {
 
 constexpr int64_t kDepthMultiple = 32;  // the channels of a product's rows: two AVX-512 vectors of fp32, one of bf16
+constexpr int64_t kMostSmallest = 16;   // values of a row that are kept in order at a time
 constexpr int64_t kTile = 32;           // `out` of a product has room for this multiple of rows and columns
 
 // out[i, j] = <x_i, y_j> in fp32. Rows of x and y are `stride` elements apart, and `depth` of them count, a
 // multiple of kDepthMultiple. Rows of `out` are `out_stride` apart, n rounded up to kTile at least. Of the
-// first `triangle` rows only j > i is needed. Every entry is summed in one order, wherever in a tile it lies.
+// first `triangle` rows only j >= i is needed. Every entry is summed in one order, wherever in a tile it lies.
 using Product = void (*)(const void* x, int64_t m, const void* y, int64_t n, int64_t stride, int64_t depth, float* out,
                          int64_t out_stride, int64_t triangle, void* workspace);
 
@@ -38,8 +39,9 @@ struct Kernels {
   float (*dot_rows)(const void* x, const void* y, Dtype dtype, int64_t n);
   void (*widen)(const void* row, Dtype dtype, int64_t n, float* out);
   void (*narrow)(const float* row, Dtype dtype, int64_t n, void* out);
-  // row - mean as the sum of two bf16 numbers each; n is a multiple of kDepthMultiple.
-  void (*split)(const float* row, const float* mean, int64_t n, Bfloat* high, Bfloat* low);
+  // row - center as the sum of two bf16 numbers each, with zeros from n to depth; returns its sum of squares.
+  float (*split)(const void* row, Dtype dtype, const float* center, int64_t n, int64_t depth, Bfloat* high,
+                 Bfloat* low);
   void (*mean_rows)(const void* rows, Dtype dtype, int64_t stride, const int64_t* member, int64_t count, int64_t n,
                     float* out);
 
@@ -48,6 +50,11 @@ struct Kernels {
   float (*cosine_distances)(float* row, int64_t n, float inverse_norm, const float* inverse_norms, float* nearest);
   // The first j of largest row[j] * inverse_norms[j] among those with mask[j] != 0; returns the value, -inf if none.
   float (*best_match)(const float* row, int64_t n, const float* inverse_norms, const int32_t* mask, int32_t* best);
+  // DPC-kNN, from the symmetric [n, n] distances: the mean square of the k smallest of each row, k <= kMostSmallest;
+  // the largest of `count` values; the least row[j] of j before i in the order of (m, index), +inf if none.
+  void (*smallest_squares)(const float* distance, int64_t n, int64_t k, float* mean);
+  float (*largest)(const float* values, int64_t count);
+  float (*nearest_denser)(const float* row, const float* m, int64_t n, int64_t i);
   // received += softmax(scale * logits); uses `logits` as its workspace.
   void (*add_softmax)(float* logits, int64_t n, float scale, float* received);
 };

@@ -95,13 +95,21 @@ inline void store_bfloat(Bfloat* to, VecBits upper) {
   __builtin_memcpy(to, &bits, sizeof bits);
 }
 
-void split(const float* row, const float* mean, int64_t n, Bfloat* high, Bfloat* low) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const Vec values = load(row + i) - load(mean + i);
-    const VecBits upper = round_to_bfloat(values);
-    store_bfloat(high + i, upper);
-    store_bfloat(low + i, round_to_bfloat(values - reinterpret_cast<Vec>(upper)));
-  }
+float split(const void* row, Dtype dtype, const float* center, int64_t n, int64_t depth, Bfloat* high, Bfloat* low) {
+  return as_elements(row, dtype, [=](const auto* x) {
+    Vec squares = {};
+    const auto put = [&](int64_t i, Vec values) {
+      const VecBits upper = round_to_bfloat(values);
+      store_bfloat(high + i, upper);
+      store_bfloat(low + i, round_to_bfloat(values - reinterpret_cast<Vec>(upper)));
+      squares += values * values;
+    };
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) put(i, load(x + i) - load(center + i));
+    if (i < n) put(i, load_some(x + i, n - i) - load_some(center + i, n - i)), i += kLanes;
+    for (; i < depth; i += kLanes) put(i, Vec{});
+    return sum(squares);
+  });
 }
 
 void mean_rows(const void* rows, Dtype dtype, int64_t stride, const int64_t* member, int64_t count, int64_t n,
@@ -166,6 +174,53 @@ float best_match(const float* row, int64_t n, const float* inverse_norms, const 
     if (mask[j] && cosine > highest && cosine <= kLargest) highest = cosine, *best = static_cast<int32_t>(j);
   }
   return highest;
+}
+
+// Vectors run along rows i; what they hold of them is read down the columns.
+void smallest_squares(const float* distance, int64_t n, int64_t k, float* mean) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t count = n - i;
+    Vec smallest[kMostSmallest];
+    for (int64_t s = 0; s < k; ++s) smallest[s] = splat(kInfinity);
+    for (int64_t j = 0; j < n; ++j) {
+      const float* from = distance + j * n + i;
+      Vec value = count < kLanes ? load_some(from, count) : load(from);
+      for (int64_t s = 0; s < k; ++s) {
+        const Vec less = minimum(smallest[s], value);
+        value = maximum(smallest[s], value);
+        smallest[s] = less;
+      }
+    }
+    Vec total = {};
+    for (int64_t s = 0; s < k; ++s) total += smallest[s] * smallest[s];
+    total /= splat(static_cast<float>(k));
+    for (int64_t lane = 0; lane < kLanes && lane < count; ++lane) mean[i + lane] = total[lane];
+  }
+}
+
+float largest(const float* values, int64_t count) {
+  Vec most = splat(-kInfinity);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) most = maximum(load(values + i), most);
+  float found = -kInfinity;
+  for (int lane = 0; lane < kLanes; ++lane) found = most[lane] > found ? most[lane] : found;
+  for (; i < count; ++i) found = values[i] > found ? values[i] : found;
+  return found;
+}
+
+float nearest_denser(const float* row, const float* m, int64_t n, int64_t i) {
+  Vec least = splat(kInfinity);
+  const auto take = [&](int64_t from, int64_t to, auto denser) {
+    int64_t j = from;
+    for (; j + kLanes <= to; j += kLanes) least = denser(load(m + j)) ? minimum(least, load(row + j)) : least;
+    for (; j < to; ++j) least = denser(splat(m[j])) ? minimum(least, splat(row[j])) : least;
+  };
+  const Vec own = splat(m[i]);
+  take(0, i, [own](Vec other) { return other <= own; });
+  take(i + 1, n, [own](Vec other) { return other < own; });
+  float found = kInfinity;
+  for (int lane = 0; lane < kLanes; ++lane) found = least[lane] < found ? least[lane] : found;
+  return found;
 }
 
 void add_softmax(float* logits, int64_t n, float scale, float* received) {

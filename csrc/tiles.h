@@ -69,7 +69,7 @@ inline void any_tile(int64_t m, int64_t n, const typename Op::Element* x, const 
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Rows first <= i < last of x against all n of y; a row i < triangle needs only j > i.
+// Rows first <= i < last of x against all n of y; a row i < triangle needs only j >= i.
 template <class Op>
 inline void all_tiles(const typename Op::Element* x, int64_t first, int64_t last, const typename Op::Element* y,
                       int64_t n, int64_t stride, int64_t depth, int64_t triangle, float* out, int64_t out_stride) {
@@ -78,7 +78,7 @@ inline void all_tiles(const typename Op::Element* x, int64_t first, int64_t last
     const int64_t length = least(block, depth - k);
     for (int64_t i = first; i < last; i += kRows) {
       const int64_t m = least(kRows, last - i);
-      const int64_t start = i + m <= triangle ? (i + 1) / kRows * kRows : 0;
+      const int64_t start = i + m <= triangle ? i : 0;
       for (int64_t j = start; j < n; j += kRows) {
         any_tile<Op>(m, least(kRows, n - j), x + i * stride + k, y + j * stride + k, stride, length, k == 0,
                      out + i * out_stride + j, out_stride);

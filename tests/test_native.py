@@ -179,8 +179,9 @@ def test_ops_beyond_a_block(isa: str, dtype: torch.dtype) -> None:
     """More channels than are multiplied at a time, and more rows."""
     features, attention = video("noise", 3, 101, 1100, dtype)
     check_ops(features, attention, half_mask(3, 101), 12, 0.01)
-    x = video("scene", 1, 300, 96, dtype)[0][0]
-    assert_clustered(x, 7, native.cluster_tokens(x, 40, 7), reference.cluster_tokens(x, 40, 7))
+    for n, k in ((300, 7), (300, 17), (600, 7)):
+        x = video("scene", 1, n, 96, dtype)[0][0]
+        assert_clustered(x, k, native.cluster_tokens(x, 40, k), reference.cluster_tokens(x, 40, k))
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e-3, 1e3, 1e12, 1e25])
@@ -235,6 +236,19 @@ def test_roots_of_the_deepest_trees() -> None:
 def test_pool_trees_without_members() -> None:
     empty = native.pool_trees(torch.ones(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3).bool())
     assert [tuple(x.shape) for x in empty] == [(0,), (0, 4), (0,)]
+
+
+def test_groups_for_cuda() -> None:
+    """What the CUDA kernel is told to add up, added up here."""
+    features = video("scene", 4, 33, 5)[0].flatten(0, 1)
+    root, member = torch.arange(132).view(4, 33) // 5 * 5, half_mask(4, 33)
+    index, size, first, members = native._groups(root, member)
+    expected = reference.pool_trees(features.view(4, 33, 5), root, member)
+    assert torch.equal(index, expected[0])
+    assert torch.equal(size, expected[2])
+    groups = [members[i:j] for i, j in itertools.pairwise(first.tolist())]
+    assert all(group.diff().gt(0).all() for group in groups)
+    assert_close(torch.stack([features[group].mean(0) for group in groups]), expected[1])
 
 
 # Hypothesis: shapes, strides, masks

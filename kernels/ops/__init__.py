@@ -58,7 +58,7 @@ def choose_backend(requested: str, device: torch.device) -> str:
     a CPU, where they can run, else torch.
 
     Raises:
-        ValueError: ``requested`` is neither "auto" nor a backend of this build, or it cannot run there.
+        ValueError: ``requested`` is neither "auto" nor a backend of this build, or it cannot run every op there.
     """
     if requested == "auto":
         best = {"cuda": "triton", "cpu": "native"}.get(device.type, "torch")
@@ -75,7 +75,7 @@ def missing_for(backend: str, device: torch.device) -> str:
     if backend == "torch":
         return ""
     if backend == "native":
-        return str(importlib.import_module(f"{__name__}.native").missing_for(device))
+        return str(_module("native").missing_for(device))
     if not _HAS_TRITON:
         return "triton is not installed (pip install triton)"
     interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
@@ -210,7 +210,7 @@ def tree_roots(parent: Tensor, backend: str = "auto") -> Tensor:
         root [T, N] int64, flat index (t*N + n) of the root; a token without parent is its own.
     """
     check_tensor("parent", parent, "T N", _INDEX)
-    return _backend(backend, parent).tree_roots(parent)
+    return _backend(backend, parent, "tree_roots").tree_roots(parent)
 
 
 def pool_trees(features: Tensor, root: Tensor, member: Tensor, backend: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
@@ -229,7 +229,7 @@ def pool_trees(features: Tensor, root: Tensor, member: Tensor, backend: str = "a
     sizes = check_tensor("features", features, "T N D", FLOATS)
     check_tensor("root", root, "T N", _INDEX, sizes, features)
     check_tensor("member", member, "T N", _MASK, sizes, features)
-    return _backend(backend, features).pool_trees(features, root, member)
+    return _backend(backend, features, "pool_trees").pool_trees(features, root, member)
 
 
 def cluster_tokens(x: Tensor, num_clusters: int, k: int, backend: str = "auto") -> tuple[Tensor, Tensor]:
@@ -266,12 +266,18 @@ def received_attention(query: Tensor, key: Tensor, backend: str = "auto") -> Ten
     return _backend(backend, query).received_attention(query, key)
 
 
-def _backend(requested: str, tensor: Tensor) -> ModuleType:
-    name = choose_backend(requested, tensor.device)
+def _backend(requested: str, tensor: Tensor, op: str = "") -> ModuleType:
+    """The module that computes ``op``, which a backend may have on a device where it has not all the others."""
+    alone = requested == "native" and tensor.is_cuda and op in _module("native").cuda_ops()
+    name = requested if alone else choose_backend(requested, tensor.device)
     if not torch.compiler.is_compiling():
         _note_use(name, tensor.device)
-    module = f"{__name__}.{_BACKENDS[name]}"
-    return sys.modules.get(module) or importlib.import_module(module)
+    return _module(name)
+
+
+def _module(backend: str) -> ModuleType:
+    name = f"{__name__}.{_BACKENDS[backend]}"
+    return sys.modules.get(name) or importlib.import_module(name)
 
 
 def _note_use(name: str, device: torch.device) -> None:

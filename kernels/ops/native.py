@@ -26,12 +26,23 @@ DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 def missing_for(device: torch.device) -> str:
     """What keeps this backend from running every op on ``device``; empty if nothing does."""
-    return MISSING or ("" if device.type == "cpu" else f"it needs a tensor on cpu, got one on {device}")
+    if MISSING or device.type == "cpu":
+        return MISSING
+    message = f"it needs a tensor on cpu, got one on {device}"
+    if device.type != "cuda":
+        return message
+    some = f"{' and '.join(cuda_ops())} alone" if cuda_ops() else "none of its ops"
+    return f"{message}, where this build has {some}; torch and triton have every op there"
 
 
 def has_cuda() -> bool:
     """Whether the extension has its CUDA part."""
     return not MISSING and hasattr(_native, "tree_roots_cuda")
+
+
+def cuda_ops() -> tuple[str, ...]:
+    """The ops that run on a CUDA device; not on ROCm's, which torch calls by the same name."""
+    return ("tree_roots", "pool_trees") if has_cuda() and not torch.version.hip else ()
 
 
 def isas() -> list[str]:
@@ -106,15 +117,15 @@ def match_tokens(
 
 
 def tree_roots(parent: Tensor) -> Tensor:
-    """Sec. 3, on a CPU or a CUDA device."""
+    """Sec. 3, on a CPU or a CUDA device, which is not waited for to check what ``parent`` holds."""
     sizes = ops.check_tensor("parent", parent, "T N", (torch.int64,))
     t, n = sizes["T"], sizes["N"]
+    on_cuda = _on_cuda("tree_roots", "parent", parent)
     root, links = _like(parent, t, n), parent.contiguous()
-    if parent.is_cuda and has_cuda():
+    if on_cuda:
         with torch.cuda.device(parent.device):
             _native.tree_roots_cuda(links.data_ptr(), t, n, root.data_ptr(), _stream(parent))
     else:
-        _on_cpu("parent", parent)
         _loaded().tree_roots(links.data_ptr(), t, n, root.data_ptr())
     return root
 
@@ -124,10 +135,9 @@ def pool_trees(features: Tensor, root: Tensor, member: Tensor) -> tuple[Tensor, 
     sizes = ops.check_tensor("features", features, "T N D", tuple(DTYPE_CODES))
     ops.check_tensor("root", root, "T N", (torch.int64,), sizes, features)
     ops.check_tensor("member", member, "T N", (torch.bool,), sizes, features)
-    rows = _rows(features)
-    if features.is_cuda and has_cuda():
+    on_cuda, rows = _on_cuda("pool_trees", "features", features), _rows(features)
+    if on_cuda:
         return _pool_trees_cuda(rows, root, member)
-    _on_cpu("features", features)
     roots, mask = root.contiguous(), member.contiguous()
     trees = _loaded().Trees(roots.data_ptr(), mask.data_ptr(), root.numel())
     index, size = _like(features, len(trees)), _like(features, len(trees))
@@ -196,7 +206,8 @@ def compress_on_device(
 
     Args:
         features: [T, N, D] fp32, fp16 or bf16.
-        attention: [T, N] of a float dtype; read unless ``selection`` is "diversity".
+        attention: [T, N] of a float dtype; not read, and may be None, where ``selection`` is "diversity" or nothing
+            is selected.
         selected: tokens that ADTS selects in each frame [K].
         merged: tokens that TSTM may leave in the whole video [M].
 
@@ -204,8 +215,9 @@ def compress_on_device(
         tokens [B, D], source_index [B], size [B] and assignment [T, N], B = T*K + M.
     """
     t, n, d = _sizes("features", features, "T N D")
-    weights = None if selection == "diversity" else _weights("attention", attention, features)
-    if weights is None and selection != "diversity":
+    reads_attention = selected > 0 and selection != "diversity"
+    weights = _weights("attention", attention, features) if reads_attention else None
+    if weights is None and reads_attention:
         raise ValueError(f"selection={selection!r} needs attention [T, N], got None")
     if not 0 <= selected <= n:
         raise ValueError(f"selected must be between 0 and N={n}, got {selected!r}")
@@ -237,17 +249,24 @@ def compress_on_device(
 
 
 def _pool_trees_cuda(features: Tensor, root: Tensor, member: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    token = member.flatten().nonzero().flatten()
-    root_of_token, by_root = root.flatten()[token].sort(stable=True)
-    index, size = root_of_token.unique_consecutive(return_counts=True)
-    first = torch.cat([size.new_zeros(1), size.cumsum(0)])
-    members, d = token[by_root], features.shape[-1]
+    index, size, first, members = _groups(root, member)
+    d = features.shape[-1]
     mean = _like(features, len(index), d, dtype=torch.float32)
     pointers = [tensor.data_ptr() for tensor in (first, members, mean)]
     code = DTYPE_CODES[features.dtype]
     with torch.cuda.device(features.device):
         _native.mean_of_groups_cuda(features.data_ptr(), code, d, len(index), *pointers, _stream(features))
     return index, mean, size
+
+
+def _groups(root: Tensor, member: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The roots [R] that have members, ascending, and how many; the members of root i are, in the order of their
+    position, the last result's from ``first[i]`` to ``first[i + 1]``."""
+    token = member.flatten().nonzero().flatten()
+    root_of_token, by_root = root.flatten()[token].sort(stable=True)
+    index, size = root_of_token.unique_consecutive(return_counts=True)
+    first = torch.cat([size.new_zeros(1), size.cumsum(0)])
+    return index, size, first, token[by_root]
 
 
 def _loaded() -> Any:
@@ -265,6 +284,14 @@ def _sizes(name: str, tensor: Tensor, axes: str) -> tuple[int, ...]:
 def _on_cpu(name: str, tensor: Tensor) -> None:
     if tensor.device.type != "cpu":
         raise ValueError(f"{name} must be on cpu for the native backend, got {tensor.device}")
+
+
+def _on_cuda(op: str, name: str, tensor: Tensor) -> bool:
+    """Whether a CUDA device computes; ValueError if neither it nor the CPU can."""
+    if tensor.is_cuda and op in cuda_ops():
+        return True
+    _on_cpu(name, tensor)
+    return False
 
 
 def _rows(x: Tensor) -> Tensor:
