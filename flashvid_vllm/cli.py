@@ -4,15 +4,17 @@
 import argparse
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
+from .config import Method
 from .settings import KEY, REQUEST_OVERRIDES, check_server
 
 # vLLM recomputes M-RoPE positions of pruned videos only while its own pruning rate is above 0.
 # Our budgets never read it, so one recognisable value serves every ratio.
 PRUNING_ON = 1e-6
 
-_OPTIONS = ("flashvid_retention_ratio", "flashvid_token_budget", "flashvid_config")
+_SINGLE = ("retention_ratio", "token_budget", "method")  # settings that have an option of their own
+_OPTIONS = (*(f"flashvid_{name}" for name in _SINGLE), "flashvid_config")
 
 
 def add_options(parser: argparse.ArgumentParser, unsupported: str | None) -> None:
@@ -37,6 +39,11 @@ def add_options(parser: argparse.ArgumentParser, unsupported: str | None) -> Non
         type=_number(int),
         metavar="B",
         help="Most visual tokens to keep of a video, whatever its length; instead of the ratio.",
+    )
+    group.add_argument(
+        "--flashvid-method",
+        metavar="METHOD",
+        help=f"How tokens are chosen: {', '.join(get_args(Method))}. Default: flashvid.",
     )
     group.add_argument(
         "--flashvid-config",
@@ -91,7 +98,7 @@ def fold(namespace: argparse.Namespace, unsupported: str | None = None) -> None:
             "--plugin flashvid; leave one of them out"
         )
     settings = dict(namespace.flashvid_config or {})
-    for name in ("retention_ratio", "token_budget"):
+    for name in _SINGLE:
         value = getattr(namespace, f"flashvid_{name}")
         if value is None:
             continue

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""FlashVID on one page: the numbered steps are the sections of ALGORITHM.md."""
+"""FlashVID on one page: the numbered steps are the sections of ALGORITHM.md. Its peers are in ``methods``."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from torch import Tensor
 import flashvid_vllm.ops as ops
 from flashvid_vllm.budget import Budget, plan
 from flashvid_vllm.config import DPC_NEIGHBOURS, FlashVidConfig
+from flashvid_vllm.methods import PEERS, load
 
 DEFAULT_CONFIG = FlashVidConfig()
 
@@ -37,27 +38,30 @@ def compress(
     config: FlashVidConfig = DEFAULT_CONFIG,
     check: bool = False,
 ) -> CompressedVideo:
-    """Compress the visual tokens of one video to exactly the planned number (FlashVID, arXiv 2602.08024).
+    """Compress the visual tokens of one video to exactly the planned number (FlashVID, arXiv 2602.08024, or a peer).
 
     Args:
         features: [T, N, D] fp32, fp16 or bf16; not modified.
         attention: [T, N] fp32, fp16 or bf16, the attention that each token receives in the vision encoder;
-            None only if ``config.selection`` does not read it.
+            None only if ``config.needs_attention`` is false.
         config: the settings.
         check: raise on NaN or infinity in the inputs. Without it they take part as the lowest score, and the
             result still has exactly B tokens.
 
     Raises:
-        ValueError: a tensor of the wrong shape, dtype or device, attention missing, or ``check`` failed.
+        ValueError: a tensor of the wrong shape, dtype or device, attention missing, ``check`` failed, or a method
+            that calls vLLM's functions without vLLM.
     """
     _validate(features, attention, config, check)
     num_frames, n, _ = features.shape
 
     # 0. Budget: B tokens, K of every frame selected by ADTS, M merged by TSTM.
     budget = plan(num_frames, n, config)
-    on_device = None if budget.is_identity else ops.device_pipeline(config.backend, features)
+    is_peer = config.method in PEERS
+    on_device = None if budget.is_identity or is_peer else ops.device_pipeline(config.backend, features)
     if on_device is not None:  # the same steps as below, without waiting for the device
-        sizes = (budget.selected_per_frame, budget.merged, config.selection, config.matching)
+        selection = config.selection if config.needs_attention else "diversity"  # what selects nothing reads nothing
+        sizes = (budget.selected_per_frame, budget.merged, selection, config.matching)
         thresholds = (config.merge_threshold, config.segment_threshold, config.min_segments)
         return CompressedVideo(*on_device(features, attention, *sizes, *thresholds))
 
@@ -66,6 +70,9 @@ def compress(
     flat = features.flatten(0, 1)
     if budget.is_identity:
         return CompressedVideo(flat, position, torch.ones_like(position), position.view(num_frames, n))
+    if is_peer:
+        peer: CompressedVideo = load(config.method)(features, attention, budget, config.backend)
+        return peer
 
     # 1. Segments (DySeg). Frame by frame: mean(1, dtype=float32) takes three times as long on bf16.
     frames = torch.stack([frame.float().mean(0) for frame in features])
@@ -180,7 +187,8 @@ def _validate(features: Tensor, attention: Tensor | None, config: FlashVidConfig
     if attention is not None:
         ops.check_tensor("attention", attention, "T N", ops.FLOATS, sizes, features)
     elif config.needs_attention:
-        raise ValueError(f"selection={config.selection!r} needs attention [T, N], got None")
+        reader = "method" if config.method in PEERS else "selection"
+        raise ValueError(f"{reader}={getattr(config, reader)!r} needs attention [T, N], got None")
     if check:
         for name, tensor in (("features", features), ("attention", attention)):
             if tensor is not None and (bad := int((~tensor.isfinite()).sum())):

@@ -8,12 +8,22 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
+from .methods import PEERS
+
+Method = Literal[
+    "flashvid", "ttm", "adts", "tstm",
+    "evs", "vidcom2", "visionzip", "fastvid", "prunevid", "tome", "divprune", "uniform",
+]  # fmt: skip
 Selection = Literal["attention_diversity_event", "attention_diversity", "attention", "diversity"]
 Matching = Literal["tree", "position"]
 Backend = Literal["auto", "torch", "native", "triton"]
 
 DEFAULT_RETENTION_RATIO = 0.25
 MAX_INT = 2**31 - 1
+# What FlashVID alone reads; the peers' constants are their papers'.
+FLASHVID_SETTINGS = ("alpha", "merge_threshold", "segment_threshold", "min_segments", "selection", "matching")
+# Methods that are settings of FlashVID, and what they set.
+ABLATIONS: dict[str, dict[str, Any]] = {"ttm": {"matching": "position"}, "adts": {"alpha": 1.0}, "tstm": {"alpha": 0.0}}
 DPC_NEIGHBOURS = 7  # that make the density of DPC-kNN, in every backend (ALGORITHM, Sec. 4, k)
 
 
@@ -21,10 +31,15 @@ DPC_NEIGHBOURS = 7  # that make the density of DPC-kNN, in every backend (ALGORI
 class FlashVidConfig:
     """How a video is compressed (FlashVID, arXiv 2602.08024, Sec. 3; ALGORITHM names in brackets).
 
+    Every method keeps the same number of tokens. A setting that the method does not read or sets otherwise is
+    refused unless it has its default: the constructor cannot tell whether a default was given.
+
     Args:
         retention_ratio: share of the video's visual tokens to keep, in (0, 1] [R].
             Neither this nor ``token_budget`` given: 0.25.
         token_budget: most visual tokens to keep of a video, whatever its length; >= 1.
+        method: "flashvid"; an ablation of it, "ttm" (matching by position), "adts" (alpha 1) or "tstm" (alpha 0);
+            or a peer, see ``flashvid_vllm.methods``.
         alpha: share of the kept tokens that ADTS selects, in [0, 1]; TSTM merges the rest.
         merge_threshold: cosine similarity above which TSTM links a token to the
             previous frame [T_tau]; in [-1, 1].
@@ -38,12 +53,13 @@ class FlashVidConfig:
         backend: which implementation of the ops runs; an explicit one is used or raises.
 
     Raises:
-        ValueError: a value of the wrong type or out of range, or both
-            ``retention_ratio`` and ``token_budget``.
+        ValueError: a value of the wrong type or out of range, both ``retention_ratio`` and ``token_budget``, or
+            a setting that ``method`` does not read or sets to something else.
     """
 
     retention_ratio: float | None = None
     token_budget: int | None = None
+    method: Method = "flashvid"
     alpha: float = 0.7
     merge_threshold: float = 0.8
     segment_threshold: float = 0.9
@@ -63,6 +79,7 @@ class FlashVidConfig:
             self._set("retention_ratio", _real("retention_ratio", ratio, 0.0, 1.0, open_low=True))
         else:
             self._set("token_budget", _integer("token_budget", self.token_budget))
+        check_method(self.method)
         self._set("alpha", _real("alpha", self.alpha, 0.0, 1.0))
         self._set("merge_threshold", _real("merge_threshold", self.merge_threshold, -1.0, 1.0))
         self._set("segment_threshold", _real("segment_threshold", self.segment_threshold, -1.0, 1.0))
@@ -70,14 +87,24 @@ class FlashVidConfig:
         _choice("selection", self.selection, get_args(Selection))
         _choice("matching", self.matching, get_args(Matching))
         _choice("backend", self.backend, get_args(Backend))
+        refuse_unread(
+            {name: getattr(self, name) for name in FLASHVID_SETTINGS if not self._is_default(name)}, self.method
+        )
+        for name, value in ABLATIONS.get(self.method, {}).items():
+            self._set(name, value)
 
-    def _set(self, name: str, value: float | int) -> None:
+    def _is_default(self, name: str) -> bool:
+        return bool(getattr(self, name) == getattr(type(self), name))
+
+    def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
     @property
     def needs_attention(self) -> bool:
-        """Whether ``selection`` reads the received attention."""
-        return self.selection != "diversity"
+        """Whether the method reads the received attention; FlashVID's does in ADTS, unless by diversity alone."""
+        if self.method in PEERS:
+            return PEERS[self.method].reads_attention
+        return self.alpha > 0 and self.selection != "diversity"
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting by name; ``FlashVidConfig(**d)`` gives the same object back."""
@@ -91,6 +118,37 @@ class FlashVidConfig:
 
 
 CONFIG_KEYS = tuple(field.name for field in fields(FlashVidConfig))
+
+
+def check_method(method: Any) -> None:
+    """Raise ValueError unless ``method`` is one of ``Method``."""
+    if method == "fastv":
+        raise ValueError(
+            "method='fastv' is not offered: FastV prunes inside the LLM, and this plugin compresses before it; "
+            f"offered: {', '.join(get_args(Method))}"
+        )
+    _choice("method", method, get_args(Method))
+
+
+def is_set_by(method: str, name: str) -> bool:
+    """Whether ``method`` does not read the setting ``name``, or sets it itself."""
+    return name in (FLASHVID_SETTINGS if method in PEERS else ABLATIONS.get(method, {}))
+
+
+def refuse_unread(given: Mapping[str, Any], method: str) -> None:
+    """Raise ValueError for the first of ``given`` that ``method`` does not read, or sets to something else."""
+    for name, value in given.items():
+        if not is_set_by(method, name):
+            continue
+        if method in PEERS:
+            raise ValueError(
+                f"{name}={value!r} is a setting of FlashVID, which method={method!r} does not read; leave it out"
+            )
+        if value != ABLATIONS[method][name]:
+            raise ValueError(
+                f"method={method!r} means {name}={ABLATIONS[method][name]!r} and excludes {name}={value!r}; "
+                "leave one of them out"
+            )
 
 
 def refuse_unknown(given: Iterable[Any], known: Iterable[str], what: str) -> None:

@@ -9,12 +9,14 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from .config import CONFIG_KEYS, FlashVidConfig, refuse_unknown
+from .config import CONFIG_KEYS, FLASHVID_SETTINGS, FlashVidConfig, is_set_by, refuse_unknown, refuse_unread
+from .methods import PEERS
 
 KEY = "flashvid"
 ENABLED = "enabled"
 REQUEST_OVERRIDES = "request_overrides"
 BACKEND = "backend"
+METHOD = "method"
 SERVER_KEYS = (*CONFIG_KEYS, ENABLED, REQUEST_OVERRIDES)
 REQUEST_KEYS = tuple(key for key in SERVER_KEYS if key not in (BACKEND, REQUEST_OVERRIDES))
 _BUDGETS = ("retention_ratio", "token_budget")
@@ -29,8 +31,8 @@ def check_request(settings: Any, server: Mapping[str, Any]) -> dict[str, Any]:
     """A request's settings, checked against what the server allows.
 
     Raises:
-        ValueError: not an object, an unknown key, a bad value, or the server was
-            started with ``--no-flashvid-request-overrides``.
+        ValueError: not an object, an unknown key, a bad value, a setting that the method in force does not
+            read, or the server was started with ``--no-flashvid-request-overrides``.
     """
     if not server.get(REQUEST_OVERRIDES, True):
         raise ValueError(
@@ -38,7 +40,9 @@ def check_request(settings: Any, server: Mapping[str, Any]) -> dict[str, Any]:
         )
     if isinstance(settings, Mapping) and BACKEND in settings:
         raise ValueError(f"{BACKEND}={settings[BACKEND]!r}: the server chooses the backend; leave it out")
-    return _check(settings, REQUEST_KEYS)
+    checked = _check(settings, REQUEST_KEYS)
+    refuse_unread(checked, checked.get(METHOD, server.get(METHOD, FlashVidConfig.method)))
+    return checked
 
 
 def request_part(mm_processor_kwargs: Mapping[str, Any] | None) -> Any | None:
@@ -62,13 +66,18 @@ def resolve(
     """The settings in force: defaults < preset of the family < server < request.
 
     A request's ratio or budget replaces whichever the server set, and switches compression on
-    where the server has it off. None: this request gets the plain model.
+    where the server has it off. A method leaves out what lies below it and it does not read or sets
+    itself: the preset, and for a request's method the server's settings. None: this request gets the
+    plain model.
     """
     request = request or {}
     asks_for_less = any(name in request for name in _BUDGETS)
     if not request.get(ENABLED, asks_for_less or server.get(ENABLED, True)):
         return None
-    merged = {**preset, **server}
+    decides = request if METHOD in request else server
+    method = decides.get(METHOD, FlashVidConfig.method)
+    merged = _without(preset, method)
+    merged.update(server if decides is server else _without(server, method))
     if asks_for_less:
         for name in _BUDGETS:
             merged.pop(name, None)
@@ -80,12 +89,19 @@ def describe(server: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
     """The settings in force for a request that says nothing, in one line."""
     config = resolve({**server, ENABLED: True}, None, preset)
     assert config is not None
-    parts = [f"{name}={value}" for name, value in config.to_dict().items() if value is not None]
+    hidden = FLASHVID_SETTINGS if config.method in PEERS else ()
+    shown = {name: value for name, value in config.to_dict().items() if value is not None and name not in hidden}
+    parts = [f"{name}={value}" for name, value in shown.items()]
     if not server.get(ENABLED, True):
         parts.insert(0, "off unless a request asks for it")
     if not server.get(REQUEST_OVERRIDES, True):
         parts.append("requests may not change it")
     return ", ".join(parts)
+
+
+def _without(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The settings but for those that ``method`` does not read or sets itself."""
+    return {name: value for name, value in settings.items() if not is_set_by(method, name)}
 
 
 def _check(settings: Any, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -103,5 +119,6 @@ def _check(settings: Any, keys: tuple[str, ...]) -> dict[str, Any]:
         if value is None and name not in _BUDGETS:
             raise ValueError(f"{name} must not be null; leave it out for the default")
     checked = FlashVidConfig(**given)
+    refuse_unread(given, checked.method)  # here even a default was given
     out = {name: getattr(checked, name) for name, value in given.items() if value is not None}
     return out | {name: settings[name] for name in (ENABLED, REQUEST_OVERRIDES) if name in settings}

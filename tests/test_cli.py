@@ -41,10 +41,13 @@ def test_all_options() -> None:
     namespace = parse(
         "--plugin=flashvid", "--flashvid-token-budget", "1024",
         "--flashvid-config", '{"alpha": 1, "matching": "position"}', "--no-flashvid-request-overrides",
+        "--flashvid-method", "ttm",
     )  # fmt: skip
     assert namespace.mm_processor_kwargs == {
-        "flashvid": {"token_budget": 1024, "alpha": 1.0, "matching": "position", "request_overrides": False}
-    }
+        "flashvid": {
+            "token_budget": 1024, "method": "ttm", "alpha": 1.0, "matching": "position", "request_overrides": False
+        }
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,17 @@ def test_all_options() -> None:
              "--flashvid-config", '{"retention_ratio": 0.2}'],
             "both give retention_ratio",
         ),
+        (["--flashvid-method", "evs"], "needs --plugin flashvid"),
+        (["--plugin", "flashvid", "--flashvid-method", "fastv"], "FastV prunes inside the LLM.*offered: flashvid, ttm"),
+        (["--plugin", "flashvid", "--flashvid-method", "best"], "method must be one of flashvid, .*got 'best'"),
+        (
+            ["--plugin", "flashvid", "--flashvid-method", "evs", "--flashvid-config", '{"method": "evs"}'],
+            "--flashvid-method evs and --flashvid-config both give method",
+        ),
+        (
+            ["--plugin", "flashvid", "--flashvid-method", "evs", "--flashvid-config", '{"alpha": 0.7}'],
+            "alpha=0.7 is a setting of FlashVID, which method='evs' does not read",
+        ),
         (["--plugin", "flashvid", "--flashvid-config", "{alpha: 1}"], "not JSON"),
         (["--plugin", "flashvid", "--flashvid-config", "[1]"], "expected a JSON object"),
         (["--plugin", "flashvid", "--flashvid-config", '{"alpa": 1}'], "did you mean 'alpha'"),
@@ -94,14 +108,21 @@ def test_an_unsupported_vllm_refuses(capsys: pytest.CaptureFixture[str]) -> None
     assert "found 0.31" in capsys.readouterr().err
 
 
+def test_the_help_lists_the_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert "divprune, uniform. Default: flashvid." in " ".join(capsys.readouterr().out.split())
+
+
 def test_engine_args() -> None:
+    assert engine_args(method="tome")["mm_processor_kwargs"] == {"flashvid": {"method": "tome"}}
     assert engine_args(retention_ratio=0.1, mm_processor_kwargs={"fps": 1}) == {
         "mm_processor_kwargs": {"fps": 1, "flashvid": {"retention_ratio": 0.1}},
         "video_pruning_rate": PRUNING_ON,
     }
     bad: list[dict[str, Any]] = [
         {"retention_ratio": 2}, {"retention_ratoi": 0.1}, {"mm_processor_kwargs": {"flashvid": {}}},
-        {"retention_ratio": 0.1, "token_budget": 3},
+        {"retention_ratio": 0.1, "token_budget": 3}, {"method": "fastv"}, {"method": "evs", "min_segments": 4},
     ]  # fmt: skip
     for settings in bad:
         with pytest.raises(ValueError, match=r"."):

@@ -3,18 +3,30 @@
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from flashvid_vllm.config import CONFIG_KEYS, DEFAULT_RETENTION_RATIO, MAX_INT, FlashVidConfig
+from flashvid_vllm.config import (
+    ABLATIONS,
+    CONFIG_KEYS,
+    DEFAULT_RETENTION_RATIO,
+    FLASHVID_SETTINGS,
+    MAX_INT,
+    FlashVidConfig,
+    Method,
+)
+from flashvid_vllm.methods import PEERS
+
+OFFERED = "flashvid, ttm, adts, tstm, evs, vidcom2, visionzip, fastvid, prunevid, tome, divprune, uniform"
 
 
 def test_defaults() -> None:
     assert FlashVidConfig().to_dict() == {
         "retention_ratio": DEFAULT_RETENTION_RATIO,
         "token_budget": None,
+        "method": "flashvid",
         "alpha": 0.7,
         "merge_threshold": 0.8,
         "segment_threshold": 0.9,
@@ -61,6 +73,31 @@ def test_a_budget_takes_the_place_of_the_default_ratio() -> None:
         ),
         ({"matching": ["tree"]}, "matching must be one of tree, position; got ['tree']"),
         ({"backend": "cuda"}, "backend must be one of auto, torch, native, triton; got 'cuda'"),
+        ({"method": "best"}, f"method must be one of {OFFERED}; got 'best'"),
+        ({"method": ["evs"]}, f"method must be one of {OFFERED}; got ['evs']"),
+        ({"method": None}, f"method must be one of {OFFERED}; got None"),
+        (
+            {"method": "fastv"},
+            "method='fastv' is not offered: FastV prunes inside the LLM, and this plugin compresses before it; "
+            f"offered: {OFFERED}",
+        ),
+        (
+            {"method": "adts", "alpha": 0.5},
+            "method='adts' means alpha=1.0 and excludes alpha=0.5; leave one of them out",
+        ),
+        (
+            {"method": "tstm", "alpha": 1},
+            "method='tstm' means alpha=0.0 and excludes alpha=1.0; leave one of them out",
+        ),
+        (
+            {"method": "evs", "alpha": 0.5},
+            "alpha=0.5 is a setting of FlashVID, which method='evs' does not read; leave it out",
+        ),
+        (
+            {"method": "tome", "matching": "position"},
+            "matching='position' is a setting of FlashVID, which method='tome' does not read; leave it out",
+        ),
+        ({"method": "evs", "alpha": 2}, "alpha must be a number in [0, 1], got 2"),
     ],
 )
 def test_refused(settings: dict[str, Any], message: str) -> None:
@@ -106,3 +143,39 @@ def test_unknown_setting_suggests_the_nearest() -> None:
 def test_needs_attention() -> None:
     assert FlashVidConfig(selection="attention").needs_attention
     assert not FlashVidConfig(selection="diversity").needs_attention
+    assert not FlashVidConfig(alpha=0).needs_attention
+    assert not FlashVidConfig(method="adts", selection="diversity").needs_attention
+    assert FlashVidConfig(method="visionzip").needs_attention
+    assert not FlashVidConfig(method="evs").needs_attention
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_every_method_round_trips(method: Method) -> None:
+    config = FlashVidConfig(token_budget=77, method=method)
+    assert FlashVidConfig(**config.to_dict()) == config
+    assert FlashVidConfig.from_mapping(config.to_dict()) == config
+    assert dataclasses.replace(config, token_budget=78).method == method
+    assert dataclasses.replace(FlashVidConfig(token_budget=77), method=method) == config
+
+
+def test_an_ablation_sets_what_it_means_and_takes_the_rest() -> None:
+    assert FlashVidConfig(method="ttm").matching == "position"
+    assert FlashVidConfig(method="adts").alpha == 1
+    assert FlashVidConfig(method="tstm").alpha == 0
+    assert FlashVidConfig(method="ttm", matching="position", alpha=0.5).alpha == 0.5
+    for method in ABLATIONS:
+        settings: dict[str, Any] = {"method": method, "min_segments": 4, "selection": "attention", **ABLATIONS[method]}
+        assert FlashVidConfig(**settings).min_segments == 4
+
+
+@pytest.mark.parametrize("method", PEERS)
+def test_a_peer_takes_no_setting_of_flashvid(method: str) -> None:
+    other: dict[str, Any] = {
+        "alpha": 0.1, "merge_threshold": 0.1, "segment_threshold": 0.1, "min_segments": 2,
+        "selection": "diversity", "matching": "position",
+    }  # fmt: skip
+    assert set(other) == set(FLASHVID_SETTINGS)
+    for name, value in other.items():
+        settings: dict[str, Any] = {"method": method, name: value}
+        with pytest.raises(ValueError, match=f"^{name}=.* which method='{method}' does not read; leave it out$"):
+            FlashVidConfig(**settings)

@@ -29,6 +29,13 @@ BAD_REQUESTS: list[tuple[Any, str]] = [
     ({"backend": "cuda"}, "backend"),
     ({"backend": []}, "backend"),
     ({"enabled": "yes"}, "enabled"),
+    ({"method": "fastv"}, "FastV prunes inside the LLM.*offered: flashvid, ttm"),
+    ({"method": "evsi"}, "method must be one of flashvid, .*got 'evsi'"),
+    ({"method": None}, "method must not be null"),
+    ({"method": "evs", "alpha": 0.5}, "alpha=0.5 is a setting of FlashVID, which method='evs' does not read"),
+    ({"method": "evs", "alpha": 0.7}, "alpha=0.7 is a setting of FlashVID"),
+    ({"method": "adts", "alpha": 0.7}, "method='adts' means alpha=1.0 and excludes alpha=0.7"),
+    ({"method": "ttm", "matching": "tree"}, "method='ttm' means matching='position' and excludes matching='tree'"),
     ({"request_overrides": False}, "request_overrides"),
     ([0.1], "must be an object"),
     ("0.1", "must be an object"),
@@ -108,6 +115,46 @@ def test_enabled() -> None:
 def test_a_server_can_close_itself_to_requests() -> None:
     with pytest.raises(ValueError, match="--no-flashvid-request-overrides"):
         check_request({"alpha": 0.5}, check_server({"request_overrides": False}))
+
+
+def test_a_method_may_be_asked_for_like_any_setting() -> None:
+    server = check_server({"retention_ratio": 0.1, "alpha": 0.6})
+    request = check_request({"method": "evs"}, server)
+    assert resolve(server, request, PRESET) == FlashVidConfig(retention_ratio=0.1, method="evs")
+    request = check_request({"method": "adts", "token_budget": 9}, server)
+    assert resolve(server, request, PRESET) == FlashVidConfig(
+        token_budget=9, method="adts", min_segments=4, selection="attention_diversity"
+    )
+    # the server's settings of FlashVID are back where a request asks for it
+    server = check_server({"method": "evs", "retention_ratio": 0.1})
+    assert resolve(server, None, PRESET) == FlashVidConfig(retention_ratio=0.1, method="evs")
+    request = check_request({"method": "flashvid", "alpha": 0.6}, server)
+    assert resolve(server, request, PRESET) == FlashVidConfig(
+        retention_ratio=0.1, alpha=0.6, min_segments=4, selection="attention_diversity"
+    )
+
+
+@pytest.mark.parametrize(
+    ("server", "request_", "message"),
+    [
+        ({"method": "evs"}, {"alpha": 0.5}, "alpha=0.5 is a setting of FlashVID, which method='evs' does not read"),
+        ({"method": "evs"}, {"alpha": 0.7}, "alpha=0.7 is a setting of FlashVID"),
+        ({"method": "adts"}, {"alpha": 0.7}, "method='adts' means alpha=1.0 and excludes alpha=0.7"),
+    ],
+)
+def test_a_request_cannot_set_what_the_servers_method_does_not_read(
+    server: dict[str, Any], request_: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_request(request_, check_server(server))
+    assert check_request({"alpha": 1}, {"method": "adts"}) == {"alpha": 1.0}
+
+
+def test_the_start_line_names_the_method_and_what_it_reads() -> None:
+    assert "method=flashvid, alpha=0.7" in describe({}, PRESET)
+    assert "method=adts, alpha=1.0" in describe(check_server({"method": "adts"}), PRESET)
+    line = describe(check_server({"method": "evs", "token_budget": 9}), PRESET)
+    assert line == "token_budget=9, method=evs, backend=auto"
 
 
 def test_the_start_line_names_what_is_in_force() -> None:
