@@ -6,6 +6,7 @@ test_engine_oracle.py looks more closely, at Qwen2.5-VL.
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 import torch
 
 from .engine import Clip, engine, greedy, picture, prompt_of, record_positions, tokens_and_logprobs
-from .families import EXACT, Family
+from .families import EXACT, QWEN3_5, QWEN3_5_MOE, QWEN3_VL, Family
+from .oracles.qwen3_5_float32 import float32_linear_attention
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +31,7 @@ CASES: dict[str, tuple[str, list[Clip], list[np.ndarray]]] = {
 }
 RATIOS = [1, 0.5, 0.1]
 QUICK = os.environ.get("FLASHVID_TESTS") == "quick"
-VARIANTS = ("qwen3_vl_moe", "llava_onevision_clip", "llava_video_frame")
+VARIANTS = ("qwen3_vl_moe", "qwen3_5_moe", "llava_onevision_clip", "llava_video_frame")
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,12 @@ class Served:
 
 def runs() -> list[Any]:
     """Each family with whole prompts, and with prompts in chunks smaller than a video."""
-    longer = [pytest.mark.longer, pytest.mark.skipif(QUICK, reason="a variant; make test-full")]
+    longer = [pytest.mark.longer, pytest.mark.skipif(QUICK, reason="make test-full")]
     return [
-        pytest.param((family, how), id=f"{family.kind}-{how}", marks=longer if family.kind in VARIANTS else [])
+        pytest.param((family, how), id=f"{family.kind}-{how}", marks=longer if is_longer else [])
         for family in EXACT
         for how in ("whole", "chunked")
+        for is_longer in [family.kind in VARIANTS or (how == "chunked" and family is not QWEN3_VL)]
     ]
 
 
@@ -79,7 +82,8 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if how == "chunked":
         options |= {"max_num_batched_tokens": 32, "max_num_seqs": 8, "enable_prefix_caching": True}
     directory = family.make(tmp_path_factory.mktemp("model") / family.kind)
-    with engine(directory, **engine_args(retention_ratio=0.3), **options) as llm:
+    linear_attention = float32_linear_attention() if family in (QWEN3_5, QWEN3_5_MOE) else nullcontext()
+    with linear_attention, engine(directory, **engine_args(retention_ratio=0.3), **options) as llm:
         yield Served(family, llm, family.load_oracle(directory))
 
 

@@ -190,7 +190,9 @@ class MropeOracle:
 
         With `follow` these ids are taken in place of its own choice: where rounding decides between two.
         """
-        next_position, chosen, logprobs = self.next_position, [], []
+        next_position = self.next_position
+        chosen: list[int] = []
+        logprobs: list[Tensor] = []
         for _ in range(max_tokens):
             out = self.model.model.language_model(
                 inputs_embeds=embeddings[None, :, : self.width],

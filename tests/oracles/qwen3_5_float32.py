@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,14 +17,16 @@ from torch import Tensor
 
 @contextmanager
 def float32_linear_attention() -> Iterator[None]:
-    """Engines that start inside run Qwen3.5's linear attention in their own dtype, in this process, eagerly.
-
-    One process has one layout of the weights: what starts outside is as it was.
-    """
+    """Engines of dtype float32 that start inside have it, in this process and without torch.compile."""
     from vllm.model_executor.layers.mamba.gdn.qwen_gdn_linear_attn import QwenGatedDeltaNetAttention
 
+    vllms = QwenGatedDeltaNetAttention.forward_cpu
+
+    def forward(layer: Any, hidden_states: Tensor) -> Tensor:
+        return (_forward if hidden_states.dtype == torch.float32 else vllms)(layer, hidden_states)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(QwenGatedDeltaNetAttention, "forward_cpu", _forward)
+        patch.setattr(QwenGatedDeltaNetAttention, "forward_cpu", forward)
         yield
 
 
@@ -69,11 +72,22 @@ def _sequence(layer: Any, qkv: Tensor, beta: Tensor, a: Tensor, slot: int, fresh
     q, k = (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6) for x in (q, k))
     q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], dim=1) for x in (q * layer.head_k_dim**-0.5, k))
     decay = (-layer.A_log.exp() * torch.nn.functional.softplus(a + layer.dt_bias)).exp()
-    beta = beta.sigmoid()
-    out = torch.empty_like(v)
+    return _recurrence(*(x.numpy() for x in (state, q, k, v, decay, beta.sigmoid())))
+
+
+def _recurrence(state: Any, q: Any, k: Any, v: Any, decay: Any, beta: Any) -> Tensor:
+    """The gated delta rule, a token at a time: forget, put right what is stored under k, read under q.
+
+    In numpy, for such small products are not worth waiting for torch's threads.
+
+    Args:
+        state: [heads, key, value], changed in place. q, k [n, heads, key], v [n, heads, value].
+        decay, beta: [n, heads].
+    """
+    out = np.empty_like(v)
     for t in range(len(v)):
         state *= decay[t, :, None, None]
-        change = (v[t] - torch.einsum("hkv,hk->hv", state, k[t])) * beta[t, :, None]
-        state += torch.einsum("hk,hv->hkv", k[t], change)
-        out[t] = torch.einsum("hkv,hk->hv", state, q[t])
-    return out
+        change = (v[t] - (k[t, :, None] @ state)[:, 0]) * beta[t, :, None]
+        state += k[t, :, :, None] * change[:, None]
+        out[t] = (q[t, :, None] @ state)[:, 0]
+    return torch.from_numpy(out)
