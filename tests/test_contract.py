@@ -200,7 +200,7 @@ def test_a_change_planted_in_a_copy_of_vllm_is_reported(installed: tuple[str, De
 
 
 def test_another_release_is_unpacked_from_its_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not shutil.which(contract_releases.PIP[0]):
+    if not shutil.which("pip"):
         pytest.skip("no pip here")
     wheels = tmp_path / "wheels"
     wheels.mkdir()

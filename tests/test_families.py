@@ -8,14 +8,17 @@ import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from flashvid_vllm.processor import count_tokens
+
 from .engine import Clip, engine, greedy, picture, prompt_of, record_positions, tokens_and_logprobs
-from .families import EXACT, QWEN3_5, QWEN3_5_MOE, QWEN3_VL, Family
+from .families import EXACT, LLAVA_VIDEO, QWEN3_5, QWEN3_5_MOE, QWEN3_VL, Family
 from .oracles.qwen3_5_float32 import float32_linear_attention
 
 pytestmark = pytest.mark.slow
@@ -51,7 +54,7 @@ class Served:
         text = text.format(i=self.family.oracle_image, v=self.family.oracle_video)
         return self.oracle.assemble(text, clips, images, settings)
 
-    def check(self, name: str, settings: dict[str, Any], expected: dict[str, Any] | None) -> None:
+    def check(self, name: str, settings: dict[str, Any] | None, expected: dict[str, Any] | None) -> None:
         output = greedy(self.llm, [self.prompt(name, settings)])[0]
         embeddings, positions = self.assemble(name, expected)
         assert len(output.prompt_token_ids) == len(embeddings)
@@ -120,3 +123,35 @@ def test_together_as_alone(served: Served) -> None:
     ]
     alone = [greedy(served.llm, [prompt])[0].outputs[0].token_ids for prompt in prompts]
     assert [output.outputs[0].token_ids for output in greedy(served.llm, prompts)] == alone
+
+
+def test_memory_is_measured_on_uncompressed_videos(served: Served) -> None:
+    """A request may ask for the plain model, and a step of the encoder takes one video's pixels at a time."""
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.encoder_budget import MultiModalBudget
+
+    budget = MultiModalBudget(served.llm.llm_engine.vllm_config, MULTIMODAL_REGISTRY)
+    ((modality, item),) = budget.get_dummy_encoder_profile_inputs("video", 1)
+    assert modality == "video"
+    grid = budget.processor.video_grid(item)
+    layout = budget.processor.video_layout(item, [grid[1]] * grid[0])
+    embeds = layout.count(budget.processor.video_token())
+    assert count_tokens(item, *grid) == grid[0] * grid[1] <= embeds <= budget.mm_max_toks_per_item["video"]
+    runner = served.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    assert runner.is_multimodal_pruning_enabled or runner.requires_sequential_video_encoding
+    assert runner.requires_sequential_video_encoding == served.family.kind.startswith("llava")
+
+
+def test_llava_video_is_served_without_the_option_too(tmp_path: Path) -> None:
+    """vLLM alone does not know the model."""
+    directory = LLAVA_VIDEO.make(tmp_path / "model")
+    with engine(directory, **LLAVA_VIDEO.engine_options) as llm:
+        plain = Served(LLAVA_VIDEO, llm, LLAVA_VIDEO.load_oracle(directory))
+        for name in CASES:
+            plain.check(name, None, None)
+        # the released code's own way to write it, where there are no images
+        output = greedy(llm, [prompt_of("<image>\nWhat happens?", [OTHER])])[0]
+        other = greedy(llm, [prompt_of(f"{LLAVA_VIDEO.video}\nWhat happens?", [OTHER])])[0]
+        assert output.prompt_token_ids == other.prompt_token_ids
+        with pytest.raises(ValueError, match="the prompt has 2 places for videos"):
+            greedy(llm, [prompt_of("<image><image>What happens?", [OTHER])])

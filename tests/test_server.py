@@ -3,6 +3,7 @@
 
 import concurrent.futures
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -97,7 +98,7 @@ def test_bad_requests_get_400_while_another_is_answered(server: VllmServer) -> N
                 continue
             with pytest.raises(openai.BadRequestError) as info:
                 ask(server, video=video if with_video else None, extra_body=body)
-            assert message.replace("\\", "") in str(info.value), (body, str(info.value))
+            assert re.search(message, str(info.value)), (body, str(info.value))
     assert [chunk.usage.completion_tokens for chunk in stream if chunk.usage] == [200]
     assert ask(server, video=video).usage.completion_tokens == 4
 

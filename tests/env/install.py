@@ -256,7 +256,9 @@ def set_up(environment: Environment, device: str) -> None:
     install: list[str | Path] = [uv, "pip", "install", "--python", environment.python]
     if not (environment.foreign and environment.has_vllm()):
         install_vllm(steps, install, env, device)
-    tools = ["-r", "requirements-tools.txt", "--group", f"{ROOT / 'pyproject.toml'}:dev"]
+    tools = ["-r", "requirements-tools.txt"]
+    for group in ("dev", "bench"):
+        tools += ["--group", f"{ROOT / 'pyproject.toml'}:{group}"]
     steps.check("tools", [*install, *tools], env)
     steps.check("this project, editable", [*install, "--no-deps", "--editable", ROOT], env)
     environment.write_stamp("ready")

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: MIT
+"""How much of a real video every method keeps: the encoder's last layers run on the compressed tokens.
+
+    make fidelity        sets itself up, measures what is not yet measured, writes benchmarks/results/fidelity.*
+
+Features and received attention are those of CLIP ViT-B/16 after its tenth layer, 16 frames x 196 tokens x 768. The two
+layers that are left, the last norm and the projection run on what a method returns, and the class embedding is compared
+with that of the full run (`fidelity_measures.Views` says who attends to whom). `density` is reported beside it: the
+cosine of each token to the one that stands for it. It is not quality: it counts every token alike, so it rewards
+whoever spreads tokens where the video has many, sky and wall before faces; uniform sampling does well on it.
+"""
+
+import argparse
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flashvid_vllm import FlashVidConfig, compress, env_info
+from flashvid_vllm.config import Method
+
+from . import clip_model
+from .clips import ROOT, cache_directory
+from .fidelity_clips import FRAMES, SCENES, features
+from .fidelity_measures import VIEWS, bootstrap, density, fidelity, linking, nothing, views, whole
+from .fidelity_report import RESULTS, table, write_markdown, write_plot
+
+METHODS: tuple[str, ...] = get_args(Method)
+RATIOS = (0.25, 0.20, 0.15, 0.10)
+THRESHOLDS = (0.7, 0.8, 0.9)
+DEPTH = 10  # layers before the compression; LLaVA reads CLIP's last but one, which leaves only one to run
+REPEATS, LONG = 3, 0.5  # LONG [s]
+NONE = "no tokens"  # the floor: the class tokens alone
+Cell = dict[str, Any]
+
+
+def code_fingerprint() -> str:
+    """What the figures depend on in this repository, as 12 hexadecimal digits."""
+    digest = hashlib.sha256()
+    files = [ROOT / "flashvid_vllm" / f"{name}.py" for name in ("budget", "config", "compress")]
+    for folder in (ROOT / "flashvid_vllm" / "methods", ROOT / "kernels" / "ops", ROOT / "csrc"):
+        files += [path for path in folder.iterdir() if path.suffix in (".py", ".cpp", ".h", ".cu")]
+    here = ("clip_model.py", "fidelity_clips.py", "fidelity_measures.py")
+    for path in sorted([*files, *(Path(__file__).with_name(name) for name in here)]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class Cells:
+    """The results so far, a line each in a file: what is there is not measured again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.cells: list[Cell] = [json.loads(line) for line in lines if line.endswith("}")]  # a cut line is dropped
+        self.known = {self._key(cell) for cell in self.cells}
+        if lines:
+            path.write_text("".join(json.dumps(cell) + "\n" for cell in self.cells))
+
+    @staticmethod
+    def _key(cell: Cell) -> tuple[Any, ...]:
+        return cell["video"], cell["method"], cell["ratio"]
+
+    def missing(self, clip: str, ratios: tuple[float, ...]) -> list[tuple[str, float]]:
+        """(method, ratio) still to measure for a clip."""
+        wanted = [(NONE, 0.0), *((method, ratio) for ratio in ratios for method in METHODS)]
+        return [(method, ratio) for method, ratio in wanted if (clip, method, ratio) not in self.known]
+
+    def add(self, cell: Cell) -> None:
+        """Keep a result."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(cell) + "\n")
+        self.cells.append(cell)
+        self.known.add(self._key(cell))
+
+
+def timed(encoded: clip_model.Encoded, config: FlashVidConfig) -> tuple[Any, float]:
+    """A compression and its seconds: the median of REPEATS after the first, or of all if that took longer than LONG."""
+    seconds: list[float] = []
+    while len(seconds) < 1 + REPEATS and (not seconds or seconds[0] < LONG):
+        start = time.perf_counter()
+        video = compress(encoded.features, encoded.attention, config)
+        seconds.append(time.perf_counter() - start)
+    return video, statistics.median(seconds[1:] or seconds)
+
+
+def measure(clip: str, encoded: clip_model.Encoded, model: Any, todo: list[tuple[str, float]]) -> Iterator[Cell]:
+    """A result for every (method, ratio) of ``todo``."""
+    full = views(model, whole(encoded), encoded.class_token, DEPTH)
+    for method, ratio in todo:
+        cell: Cell = {"video": clip, "method": method, "ratio": ratio}
+        if method == NONE:
+            yield cell | fidelity(views(model, nothing(encoded), encoded.class_token, DEPTH), full)
+            continue
+        config = FlashVidConfig(retention_ratio=ratio, method=method)  # type: ignore[arg-type]
+        video, seconds = timed(encoded, config)
+        if len(video.tokens) != int(ratio * encoded.attention.numel() + 1e-9):
+            raise RuntimeError(f"{method} kept {len(video.tokens)} tokens of {clip} at {ratio}")
+        mean, worst = density(encoded.features, video)
+        per_frame = torch.bincount(video.source_index // encoded.attention.shape[1], minlength=FRAMES)
+        cell |= fidelity(views(model, video, encoded.class_token, DEPTH), full)
+        cell |= {"density": mean, "density_worst": worst, "seconds": seconds}
+        cell |= {"least_of_a_frame": int(per_frame.min()), "dropped": int((video.assignment < 0).sum())}
+        yield {key: round(value, 6) if isinstance(value, float) else value for key, value in cell.items()}
+
+
+def summarise(cells: list[Cell], clips: tuple[str, ...], ratios: tuple[float, ...]) -> list[Cell]:
+    """The mean over clips, its 95 % interval and the paired difference to flashvid, for each method and ratio."""
+    at = {(cell["video"], cell["method"], cell["ratio"]): cell for cell in cells}
+    rows: list[Cell] = []
+    for ratio, method in [(0.0, NONE), *((ratio, method) for ratio in ratios for method in METHODS)]:
+        row: Cell = {"method": method, "ratio": ratio}
+        mine = [at[clip, method, ratio] for clip in clips]
+        for name in (*VIEWS, *(() if method == NONE else ("density", "density_worst"))):
+            values = [cell[name] for cell in mine]
+            row[name] = bootstrap(values)
+            if method not in (NONE, "flashvid"):
+                differences = [cell[name] - at[cell["video"], "flashvid", ratio][name] for cell in mine]
+                row[f"{name}-flashvid"] = bootstrap(differences)
+                row[f"{name}>flashvid"] = sum(difference > 0 for difference in differences)
+        if method != NONE:
+            row["ms"] = 1e3 * statistics.median(cell["seconds"] for cell in mine)
+            times = [cell["seconds"] / at[cell["video"], "flashvid", ratio]["seconds"] for cell in mine]
+            row["time/flashvid"] = statistics.median(times)
+        rows.append(row)
+    return rows
+
+
+def link_table(encoded: dict[str, clip_model.Encoded]) -> list[Cell]:
+    """TSTM against TTM: at the same thresholds, and TSTM's strongest links, as many as TTM makes at a threshold."""
+    settings = FlashVidConfig()
+    segments = (settings.segment_threshold, settings.min_segments)
+    rows = []
+    for threshold in THRESHOLDS:
+        ttm = [linking(clip.features, "position", threshold, *segments) for clip in encoded.values()]
+        tstm = [linking(clip.features, "tree", threshold, *segments) for clip in encoded.values()]
+        as_many = [
+            linking(clip.features, "tree", threshold, *segments, most=merged)
+            for clip, (merged, *_) in zip(encoded.values(), ttm, strict=True)
+        ]
+        for kind, found in (("same threshold", tstm), ("as many links", as_many)):
+            row: Cell = {"threshold": threshold, "kind": kind}
+            for column, name in enumerate(("merged", "to_parent", "to_tree")):
+                pairs = [(a[column], b[column]) for a, b in zip(found, ttm, strict=True)]
+                pairs = [(a, b) for a, b in pairs if a == a and b == b]  # NaN: nothing merged
+                row[f"tstm_{name}"], row[f"ttm_{name}"] = (bootstrap(values) for values in zip(*pairs, strict=True))
+                row[f"difference_{name}"] = bootstrap([a - b for a, b in pairs])
+                row[f"higher_{name}"] = [sum(a > b for a, b in pairs), len(pairs)]
+            rows.append(row)
+    return rows
+
+
+def machine() -> Cell:
+    """Where and with what it ran."""
+    cpu = Path("/proc/cpuinfo")
+    names = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout.strip()
+    packages = {}
+    for name in ("torch", "transformers", "vllm", "numpy"):
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = "absent"
+    return {
+        "cpu": names[0].split(":")[1].strip() if names else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **packages,
+        "backend": env_info()["backends"],
+        "commit": commit + (" and changes that were not committed" if dirty else ""),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def run(options: argparse.Namespace) -> Cell:
+    """Measure what is missing, and put the results together."""
+    torch.set_num_threads(min(options.threads, len(os.sched_getaffinity(0))))
+    clips, ratios = tuple(options.clips or SCENES), tuple(options.ratios)
+    cells = Cells(cache_directory().parent / "fidelity" / f"cells-{code_fingerprint()}.jsonl")
+    print(f"the results so far: {cells.path}", file=sys.stderr)
+    model = clip_model.load()
+    columns = (
+        *Progress.get_default_columns()[:2],
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
+    encoded = {}
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("features", total=len(clips), now="")
+        for clip in clips:
+            bar.update(task, now=clip)
+            encoded[clip] = features(clip, model, DEPTH)
+            bar.advance(task)
+        missing = {clip: cells.missing(clip, ratios) for clip in clips}
+        task = bar.add_task("methods", total=sum(map(len, missing.values())), now="")
+        if any(missing.values()):
+            for method in METHODS:  # what is imported or compiled on first use is not timed
+                compress(encoded[clips[0]].features, encoded[clips[0]].attention, FlashVidConfig(method=method))  # type: ignore[arg-type]
+        for clip, todo in missing.items():
+            for cell in measure(clip, encoded[clip], model, todo):
+                cells.add(cell)
+                bar.update(task, advance=1, now=f"{clip}, {cell['method']}, {cell['ratio']:.0%}")
+    wanted = [cell for cell in cells.cells if cell["video"] in clips and cell["ratio"] in (0.0, *ratios)]
+    return {
+        "machine": machine(),
+        "settings": {"frames": FRAMES, "tokens": 196, "layers_before": DEPTH, "layers_after": 12 - DEPTH},
+        "clips": {clip: {"kind": SCENES[clip].kind, "about": SCENES[clip].about} for clip in clips},
+        "summary": summarise(wanted, clips, ratios),
+        "linking": link_table(encoded),
+        "cells": sorted(wanted, key=lambda cell: (cell["video"], -cell["ratio"], cell["method"])),
+    }
+
+
+def write_json(results: Cell, path: Path) -> None:
+    """The results, a line for each entry of a list, so that a change is a readable one."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: rounded(entry) for key, entry in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [rounded(entry) for entry in value]
+        return round(value, 5) if isinstance(value, float) else value
+
+    parts = []
+    for key, value in rounded(results).items():
+        entries = [json.dumps(entry) for entry in value] if isinstance(value, list) else []
+        lines = "[\n  " + ",\n  ".join(entries) + "\n ]" if entries else json.dumps(value)
+        parts.append(f' "{key}": {lines}')
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", nargs="+", choices=tuple(SCENES), help="default: all")
+    parser.add_argument("--ratios", nargs="+", type=float, default=RATIOS, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=2, help="of torch (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for fidelity.json, .md and .png")
+    parser.add_argument("--report-only", action="store_true", help="the table and the plot of what is in fidelity.json")
+    options = parser.parse_args()
+    start = time.monotonic()
+    path = options.output / "fidelity.json"
+    try:
+        if not options.report_only:
+            options.output.mkdir(parents=True, exist_ok=True)
+            write_json(run(options), path)
+        results = json.loads(path.read_text())
+        write_markdown(results, options.output / "fidelity.md")
+        write_plot(results, options.output / "fidelity.png")
+    except KeyboardInterrupt:
+        print("\ninterrupted; the next run goes on from here", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"\nmake fidelity failed: {error}", file=sys.stderr)
+        return 1
+    console = Console()
+    console = Console(width=min(140, console.width) if console.is_terminal else 130)
+    for ratio in sorted({row["ratio"] for row in results["summary"]} - {0.0}):
+        console.print(table(results, ratio))
+    print(f"{path.with_suffix('.md')} has the rest. It took {time.monotonic() - start:.0f} s.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
