@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: MIT
 """vLLM engines inside the test process, and prompts for them."""
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,3 +125,24 @@ def record_positions(llm: Any, prompts: list[Any], max_tokens: int = 6) -> list[
     finally:
         hooks[0].remove()
     return seen
+
+
+def in_new_process(function: Callable[..., Any], directory: Path, *arguments: Any, env: Mapping[str, str] = {}) -> Any:
+    """What a function of a test module returns in a Python of its own, arguments and result passed as JSON.
+
+    ``directory``: where its script goes. A file, since ranks are spawned and import their parent's main module.
+    """
+    script = directory / "call.py"
+    script.write_text(
+        "import json, sys\n"
+        f"from {function.__module__} import {function.__name__} as call\n"
+        'if __name__ == "__main__":\n'
+        '    print("RESULT", json.dumps(call(*json.loads(sys.argv[1]))))\n'
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), json.dumps(arguments, default=str)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), **env},
+        capture_output=True, text=True, timeout=400, cwd=directory,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    return json.loads(next(x for x in done.stdout.splitlines() if x.startswith("RESULT ")).removeprefix("RESULT "))

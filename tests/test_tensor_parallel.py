@@ -2,16 +2,13 @@
 """Two tensor-parallel ranks on CPU, the encoder shared by heads or by videos: same tokens, answers as of one."""
 
 import hashlib
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .engine import Clip, engine, greedy, picture, prompt_of, tokens_and_logprobs
+from .engine import Clip, engine, greedy, in_new_process, picture, prompt_of, tokens_and_logprobs
 from .families import LLAVA_ONEVISION, LLAVA_VIDEO, QWEN2_5_VL, QWEN3_5_BF16, QWEN3_VL, Family
 
 pytestmark = [
@@ -20,6 +17,8 @@ pytestmark = [
     pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="30 s a start; make test-full"),
     pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a core for each rank"),
 ]
+
+FAMILIES = [QWEN2_5_VL, QWEN3_VL, QWEN3_5_BF16, LLAVA_ONEVISION, LLAVA_VIDEO]
 
 
 def answers(directory: Path, family: Family, **options: Any) -> dict[str, Any]:
@@ -56,35 +55,14 @@ def seen_embeddings(model: Any) -> list[list[str]]:
     return model.test_digests
 
 
-def answers_of_two(directory: Path, family: Family, tmp_path: Path, **options: Any) -> Any:
-    script = tmp_path / "answer.py"  # a file: the ranks are spawned and import their parent's main module
-    script.write_text(
-        "import json, os, sys\n"
-        "from pathlib import Path\n"
-        "from tests import test_tensor_parallel\n"
-        'if __name__ == "__main__":\n'
-        '    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"\n'
-        "    family = next(f for f in test_tensor_parallel.FAMILIES if f.kind == sys.argv[2])\n"
-        "    options = json.loads(sys.argv[3])\n"
-        '    print("RESULT", json.dumps(test_tensor_parallel.answers(Path(sys.argv[1]), family, **options)))\n'
-    )
-    env = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_CPU_OMP_THREADS_BIND": "0|1",
-        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # for apply_model
-    }
-    done = subprocess.run(
-        [sys.executable, str(script), str(directory), family.kind, json.dumps(options)],
-        env=env, capture_output=True, text=True, timeout=300, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
-    return json.loads(next(x for x in done.stdout.splitlines() if x.startswith("RESULT ")).removeprefix("RESULT "))
+def answers_of_two(directory: str, kind: str, encoder: str) -> dict[str, Any]:
+    """Runs in a process of its own."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    family = next(family for family in FAMILIES if family.kind == kind)
+    return answers(Path(directory), family, tensor_parallel_size=2, mm_encoder_tp_mode=encoder)
 
 
-@pytest.fixture(
-    scope="module", params=[QWEN2_5_VL, QWEN3_VL, QWEN3_5_BF16, LLAVA_ONEVISION, LLAVA_VIDEO], ids=lambda f: f.kind
-)
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.kind)
 def one_rank(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path, Any]:
     family: Family = request.param
     directory = family.make(tmp_path_factory.mktemp("tp") / family.kind)
@@ -96,7 +74,12 @@ def test_two_ranks_answer_as_one(one_rank: tuple[Family, Path, Any], encoder: st
     family, directory, one = one_rank
     if encoder == "data" and family not in (QWEN2_5_VL, QWEN3_VL):
         pytest.skip("vLLM shares LLaVA's encoder by heads only, and Qwen3.5's is Qwen3-VL's")
-    two = answers_of_two(directory, family, tmp_path, tensor_parallel_size=2, mm_encoder_tp_mode=encoder)
+    env = {
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_CPU_OMP_THREADS_BIND": "0|1",
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # for apply_model
+    }
+    two = in_new_process(answers_of_two, tmp_path, directory, family.kind, encoder, env=env)
     first, second = two["ranks"]
     assert first == second
     assert len(first) >= 3  # an image, videos one by one

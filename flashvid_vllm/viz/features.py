@@ -40,13 +40,14 @@ class Encoded:
 def encode_with_model(name: str, frames: np.ndarray) -> Encoded:
     """Encode frames [F, height, width, 3] with the vision tower of a video LLM, a directory or a hub name."""
     transformers = _transformers()
-    config = _found(name, lambda: transformers.AutoConfig.from_pretrained(name))
-    architecture = (config.architectures or ["?"])[0]
+    released, _ = _found(name, lambda: transformers.PreTrainedConfig.get_config_dict(name))
+    architecture = (released.get("architectures") or ["?"])[0]
     if architecture not in _OFFERED:
         if architecture in FAMILIES:
             raise UserError(f"{name} is a {architecture}, which transformers cannot load; try --clip")
         known = ", ".join(f"{offered} ({family.examples})" for offered, family in _OFFERED.items())
         raise UserError(f"{name} is a {architecture}; this can look through {known}")
+    config = _found(name, lambda: transformers.AutoConfig.from_pretrained(name))
     # of the language model only the embeddings: its layers are not read
     config.text_config.num_hidden_layers = 0
     config.text_config.layer_types = []
