@@ -83,9 +83,12 @@ def test_two_ranks_answer_as_one(one_rank: tuple[Family, Path, Any], encoder: st
     first, second = two["ranks"]
     assert first == second
     assert len(first) >= 3  # an image, videos one by one
+    tolerance = 5 * family.tolerance
     for (ids, steps), (other_ids, other_steps) in zip(one, two["answers"], strict=True):
-        assert ids == other_ids
-        for step, other in zip(steps, other_steps, strict=True):
+        for token, other_token, step, other in zip(ids, other_ids, steps, other_steps, strict=True):
             other = {int(token): value for token, value in other.items()}
-            shared = step.keys() & other.keys()
-            assert max(abs(step[i] - other[i]) for i in shared) < 5 * family.tolerance
+            assert max(abs(step[i] - other[i]) for i in step.keys() & other.keys()) < tolerance
+            if token != other_token:  # a near-tie: from here on the answers are to different prompts
+                assert family is QWEN3_5_BF16
+                assert abs(step[token] - step[other_token]) < tolerance
+                break
