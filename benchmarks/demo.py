@@ -28,7 +28,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .clips import CLIPS, Video, clip, probe
-from .serving import Answer, ServerError, VllmServer, ask
+from .server import Answer, ServerError, VllmServer, ask
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
 REAL_MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"

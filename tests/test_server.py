@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from benchmarks.clips import clip
-from benchmarks.serving import VllmServer, video_url
+from benchmarks.server import VllmServer, video_url
 from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.budget import plan
 

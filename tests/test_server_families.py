@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.clips import clip
-from benchmarks.serving import VllmServer
+from benchmarks.server import VllmServer
 from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.budget import plan
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from benchmarks import clips
-from benchmarks.serving import MARK, ServerError, VllmServer, ask, video_url
+from benchmarks.server import MARK, ServerError, VllmServer, ask, video_url
 
 ROOT = Path(__file__).resolve().parents[1]
 
