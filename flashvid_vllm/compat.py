@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from . import cli
+from . import cli, metrics
 from .models import FAMILIES, supported
 from .settings import KEY, check_request, check_server, describe, request_part
 
@@ -137,6 +137,7 @@ def _patch_start(engine_args: Any) -> None:
         _refuse_unsupported(config)
         _use_our_cpu_worker(config.parallel_config)
         _let_requests_through()
+        metrics.publish()
         _served = settings
         if self._api_process_count == 1 or self._api_process_rank == -1:
             _announce(config.model_config, settings)

@@ -12,7 +12,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from vllm.multimodal.processing.context import InputProcessingContext
 
 from .budget import Budget, plan
 from .config import FlashVidConfig
+from .models import FAMILIES
 from .settings import KEY, REQUEST_OVERRIDES, check_request, check_server, request_part, resolve
 
 FIELD = "flashvid_settings"
@@ -69,7 +70,6 @@ class FlashVidInfo:
 class FlashVidProcessor:
     """Mixin for a family's multimodal processor."""
 
-    flashvid_preset: ClassVar[Mapping[str, Any]] = {}
     info: Any
 
     @abstractmethod
@@ -88,7 +88,7 @@ class FlashVidProcessor:
         """The settings in force for a request, or None: the plain model. ValueError if bad."""
         server = self.info.flashvid_server
         checked = None if request is None else check_request(request, server)
-        return resolve(server, checked, self.flashvid_preset)
+        return resolve(server, checked, FAMILIES[self.info.ctx.model_config.architecture].preset)
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """Start-up measures memory on the largest thing a request may ask for: a video left as it is."""

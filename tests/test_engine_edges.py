@@ -111,7 +111,7 @@ def test_whatever_the_encoder_returns(llm: Any, value: float) -> None:
 @pytest.mark.parametrize("seconds_per_frame", [25.0, 26.0])
 def test_positions_above_600_in_bf16(llm: Any, monkeypatch: pytest.MonkeyPatch, seconds_per_frame: float) -> None:
     """bf16 holds integers to 256 only. Positions are compared one by one with those of the full prompt."""
-    import flashvid_vllm.models.mrope as wiring
+    import flashvid_vllm.models.base as wiring
 
     kept: list[torch.Tensor] = []
 

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.clips import clip
 from benchmarks.server import VllmServer, video_url
@@ -85,6 +87,36 @@ def test_usage_falls_exactly_as_planned(
             assert usage.prompt_tokens == text_tokens + plan(num_frames, tokens_per_frame, config).tokens
 
 
+def metrics_of(server: VllmServer) -> dict[str, float]:
+    """Our samples on /metrics: name -> value; the labels of the settings that are not empty in its name."""
+    text = httpx.get(f"{server.base_url}/metrics", trust_env=False).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    found: dict[str, float] = {}
+    for sample in samples:
+        if sample.name.startswith("flashvid:") and "le" not in sample.labels:
+            name = "".join([sample.name, *(f" {k}={v}" for k, v in sorted(sample.labels.items()) if v)])
+            assert name not in found, f"{name} twice"
+            found[name] = sample.value
+    return found
+
+
+def test_metrics_count_what_is_compressed(server: VllmServer) -> None:
+    """Once a video and setting: the second time a cache has it. Plain videos and those kept whole do not count."""
+    video, num_frames, tokens_per_frame = clip("carphone"), 4, 6 * 5
+    before = metrics_of(server)
+    info = "backend=native enabled=True method=flashvid request_overrides=True retention_ratio=0.25"
+    assert before[f"flashvid:settings_info {info}"] == 1
+    for settings in (None, {"retention_ratio": 0.125}, None, {"enabled": False}, {"retention_ratio": 1}):
+        ask(server, settings, video)
+    gained = {name: value - before[name] for name, value in metrics_of(server).items()}
+    tokens = num_frames * tokens_per_frame
+    kept = [plan(num_frames, tokens_per_frame, FlashVidConfig(retention_ratio=r)).tokens for r in (0.25, 0.125)]
+    assert gained["flashvid:videos_total"] == gained["flashvid:compression_seconds_count"] == 2
+    assert gained["flashvid:video_tokens_in_total"] == 2 * tokens
+    assert gained["flashvid:video_tokens_out_total"] == sum(kept)
+    assert 0 < gained["flashvid:compression_seconds_sum"] < 10
+
+
 def test_bad_requests_get_400_while_another_is_answered(server: VllmServer) -> None:
     video = clip("bikes")
     stream = ask(server, video=video, stream=True, stream_options={"include_usage": True}, max_tokens=200)
@@ -105,8 +137,6 @@ def test_bad_requests_get_400_while_another_is_answered(server: VllmServer) -> N
 
 def test_nan_in_a_request_is_refused_too(server: VllmServer) -> None:
     """Python's json writes and reads it."""
-    import httpx
-
     body = (
         f'{{"model": "{server.model}", "messages": [{{"role": "user", "content": "hello"}}],'
         ' "mm_processor_kwargs": {"flashvid": {"retention_ratio": NaN}}}'
@@ -167,8 +197,15 @@ def test_refusals_at_the_start(sharp_model: Path, options: list[str], message: s
 def test_a_server_closed_to_requests(sharp_model: Path) -> None:
     options = ["--plugin", "flashvid", "--flashvid-token-budget", "50", "--no-flashvid-request-overrides"]
     with VllmServer(sharp_model, *options, *SERVE) as server:
+        before = metrics_of(server)
         budgeted = ask(server, video=clip("bikes")).usage.prompt_tokens
         assert 50 < budgeted < 120
+        gained = {name: value - before.get(name, 0) for name, value in metrics_of(server).items()}
+        assert gained["flashvid:videos_total"] == gained["flashvid:compression_seconds_count"] == 1
+        assert gained["flashvid:video_tokens_in_total"] == 10 * 23 * 10
+        assert gained["flashvid:video_tokens_out_total"] == 50
+        labels = "backend=native enabled=True method=flashvid request_overrides=False token_budget=50"
+        assert before[f"flashvid:settings_info {labels}"] == 1
         for settings in ({"retention_ratio": 0.5}, {"enabled": False}):
             with pytest.raises(openai.BadRequestError, match="--no-flashvid-request-overrides"):
                 ask(server, settings, clip("bikes"))

@@ -17,7 +17,7 @@ from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.budget import plan
 
 from .families import LLAVA_ONEVISION, LLAVA_VIDEO, QWEN3_5_BF16, QWEN3_VL, Family
-from .test_server import SERVE, ask
+from .test_server import SERVE, ask, metrics_of
 
 pytest.importorskip("vllm")
 pytestmark = [
@@ -90,4 +90,5 @@ def test_two_data_parallel_engines(tmp_path: Path) -> None:
                 answers.append(list(pool.map(answer, requests * 2)))
             if engines == 2:
                 assert min(finished_by_engine(server).values()) > 0
+                assert metrics_of(server)["flashvid:videos_total"] >= len(requests)  # of both engines together
     assert answers[0] == answers[1]

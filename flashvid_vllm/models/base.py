@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""What the models of all families share: the settings of the videos that are being encoded."""
+"""What the models of all families share: the settings of the videos that are being encoded, and metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.logger import init_logger
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
+from .. import metrics, ops
 from ..budget import plan
+from ..compress import CompressedVideo, compress
 from ..config import FlashVidConfig
 from ..processor import FIELD, unpack_settings
-from ..settings import KEY
+from ..settings import BACKEND, ENABLED, KEY, REQUEST_OVERRIDES, resolve
+from . import FAMILIES
+
+logger = init_logger("vllm.plugins.flashvid")
 
 
 class FlashVidModel:
@@ -21,6 +29,7 @@ class FlashVidModel:
         flashvid_backend: which implementation of the operations to use.
         flashvid_configs: the settings of each video of the current call of `embed_multimodal`, None for one
             that stays as it is.
+        flashvid_metrics: where compressed videos are counted, None on ranks that count nothing.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -30,6 +39,7 @@ class FlashVidModel:
         self.flashvid_on = settings is not None
         self.flashvid_backend: str = (settings or {}).get("backend", "auto")
         self.flashvid_configs: Sequence[FlashVidConfig | None] = ()
+        self.flashvid_metrics = _metrics(vllm_config, settings) if settings is not None else None
 
     def video_grids(self, **kwargs: Any) -> list[tuple[int, int]]:
         """(T, N) of every video that `embed_multimodal` was given: temporal positions and visual tokens at each."""
@@ -50,3 +60,28 @@ class FlashVidModel:
     def needs_attention(self) -> bool:
         """Whether the settings of a video of this call read the encoder's attention."""
         return any(config is not None and config.needs_attention for config in self.flashvid_configs)
+
+    def compress_video(self, features: Tensor, attention: Tensor | None, config: FlashVidConfig) -> CompressedVideo:
+        """`compress`, entered in the metrics."""
+        if self.flashvid_metrics is None:
+            return compress(features, attention, config)
+        with self.flashvid_metrics.timed(features.device):
+            video = compress(features, attention, config)
+        self.flashvid_metrics.count(features.shape[0] * features.shape[1], len(video.tokens))
+        return video
+
+
+def _metrics(vllm_config: VllmConfig, server: Mapping[str, Any]) -> metrics.Metrics | None:
+    """The metrics of this worker, if it is the first of those that share its videos."""
+    if get_tensor_model_parallel_rank() != 0:
+        return None
+    folder = metrics.folder()
+    if folder is None:
+        logger.warning("FlashVID's metrics stay out of /metrics: the API server runs on another machine")
+        return None
+    config = resolve({**server, ENABLED: True}, None, FAMILIES[vllm_config.model_config.architecture].preset)
+    assert config is not None
+    backend = ops.choose_backend(config.backend, vllm_config.device_config.device)
+    shown = {name: getattr(config, name) for name in ("method", "retention_ratio", "token_budget")}
+    on = {ENABLED: server.get(ENABLED, True), REQUEST_OVERRIDES: server.get(REQUEST_OVERRIDES, True)}
+    return metrics.Metrics(folder, {**shown, BACKEND: backend, **on})

@@ -11,7 +11,7 @@ from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_
 from vllm.multimodal.inputs import MultiModalKwargsItem
 
 from ..attention import frame_attention, watch_attention
-from ..compress import CompressedVideo, compress
+from ..compress import CompressedVideo
 from ..config import FlashVidConfig
 from ..processor import FlashVidProcessor
 from .base import FlashVidModel
@@ -66,7 +66,7 @@ class LlavaModel(FlashVidModel):
                 out.extend(super()._process_video_pixels({"pixel_values_videos": frames[None]}))  # type: ignore[misc]
                 continue
             features, attention = self._encode(frames, config)
-            out.append(self.add_newlines(compress(features, attention, config), *features.shape[:2]))
+            out.append(self.add_newlines(self.compress_video(features, attention, config), *features.shape[:2]))
         return out
 
     def _encode(self, frames: Tensor, config: FlashVidConfig) -> tuple[Tensor, Tensor | None]:

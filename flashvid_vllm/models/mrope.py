@@ -16,11 +16,9 @@ from vllm.multimodal.inputs import MultiModalKwargsItem, PlaceholderRange
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from ..attention import ScoringTower, frame_attention, take_scores
-from ..compress import compress
 from ..config import FlashVidConfig
 from ..positions import Span, append_positions, compress_positions, delta_of, fill_positions
 from ..processor import FlashVidProcessor
-from . import QWEN_PRESET
 from .base import FlashVidModel
 
 
@@ -31,8 +29,6 @@ def _grid(thw: Sequence[int], merge: int) -> tuple[int, int]:
 
 class MRopeProcessor(FlashVidProcessor):
     """Mixin for the family's processor."""
-
-    flashvid_preset = QWEN_PRESET
 
     def video_grid(self, item: MultiModalKwargsItem) -> tuple[int, int]:
         merge = self.info.get_hf_config().vision_config.spatial_merge_size
@@ -181,7 +177,7 @@ class MRopeModel(FlashVidModel):
         num_frames, n = self._video_grid(item["video_grid_thw"].data.tolist())
         width = self.config.vision_config.out_hidden_size
         attention = scores.unflatten(0, (num_frames, n)) if scores is not None else None
-        video = compress(features[:, :width].unflatten(0, (num_frames, n)), attention, config)
+        video = self.compress_video(features[:, :width].unflatten(0, (num_frames, n)), attention, config)
         tokens = torch.cat([video.tokens, features[video.source_index, width:]], dim=1)
 
         per_frame = torch.bincount(video.source_index // n, minlength=num_frames).tolist()
