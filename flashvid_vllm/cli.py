@@ -13,8 +13,8 @@ from .settings import KEY, REQUEST_OVERRIDES, check_server
 # Our budgets never read it, so one recognisable value serves every ratio.
 PRUNING_ON = 1e-6
 
-_SINGLE = ("retention_ratio", "token_budget", "method")  # settings that have an option of their own
-_OPTIONS = (*(f"flashvid_{name}" for name in _SINGLE), "flashvid_config")
+SINGLE = ("retention_ratio", "token_budget", "method")  # settings that have an option of their own
+_OPTIONS = (*(f"flashvid_{name}" for name in SINGLE), "flashvid_config")
 
 
 def add_options(parser: argparse.ArgumentParser, unsupported: str | None) -> None:
@@ -30,13 +30,13 @@ def add_options(parser: argparse.ArgumentParser, unsupported: str | None) -> Non
     group.add_argument("--plugin", choices=[KEY], help="Compress videos with FlashVID.")
     group.add_argument(
         "--flashvid-retention-ratio",
-        type=_number(float),
+        type=number(float),
         metavar="R",
         help="Share of a video's visual tokens to keep, in (0, 1]. Default: 0.25.",
     )
     group.add_argument(
         "--flashvid-token-budget",
-        type=_number(int),
+        type=number(int),
         metavar="B",
         help="Most visual tokens to keep of a video, whatever its length; instead of the ratio.",
     )
@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser, unsupported: str | None) -> Non
     )
     group.add_argument(
         "--flashvid-config",
-        type=_json,
+        type=json_object,
         metavar="JSON",
         help='Further settings, such as \'{"alpha": 0.7, "merge_threshold": 0.8}\'.',
     )
@@ -98,7 +98,7 @@ def fold(namespace: argparse.Namespace, unsupported: str | None = None) -> None:
             "--plugin flashvid; leave one of them out"
         )
     settings = dict(namespace.flashvid_config or {})
-    for name in _SINGLE:
+    for name in SINGLE:
         value = getattr(namespace, f"flashvid_{name}")
         if value is None:
             continue
@@ -114,7 +114,9 @@ def fold(namespace: argparse.Namespace, unsupported: str | None = None) -> None:
     namespace.video_pruning_rate = PRUNING_ON
 
 
-def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+def number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An argparse type for ``int`` or ``float``, whose message says what was expected."""
+
     def parse(text: str) -> Any:
         try:
             return kind(text)
@@ -125,7 +127,8 @@ def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse
 
 
-def _json(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """An argparse type for a JSON object."""
     try:
         value = json.loads(text)
     except ValueError as error:

@@ -109,6 +109,14 @@ def tokens_and_logprobs(output: Any) -> tuple[list[int], list[dict[int, float]]]
     return list(answer.token_ids), [{i: p.logprob for i, p in step.items()} for step in answer.logprobs]
 
 
+def check(output: Any, expected: tuple[list[int], list[Tensor]], tolerance: float) -> None:
+    """That a RequestOutput has the ids of ``expected``, and its log-probabilities [vocabulary] of every step."""
+    ids, steps = tokens_and_logprobs(output)
+    assert ids == expected[0]
+    for step, row in zip(steps, expected[1], strict=True):
+        assert max(abs(value - float(row[token])) for token, value in step.items()) < tolerance
+
+
 def record_positions(llm: Any, prompts: list[Any], max_tokens: int = 6) -> list[Tensor]:
     """The positions [3, n] that the language model receives at every step while it answers one prompt."""
     seen: list[Tensor] = []

@@ -34,17 +34,9 @@ class Family:
 
     def make(self, directory: Path) -> Path:
         """The tiny model in a new ``directory``, its answers sharp."""
-        from benchmarks.tiny_model import make_tiny_model
+        from .sharp import make_sharp_model
 
-        from . import sharp
-        from .oracles import llava
-
-        directory = make_tiny_model(self.kind, directory, dtype=self.dtype)
-        if self.kind.startswith("llava"):
-            llava.sharpen(directory)
-        else:
-            sharp.sharpen(directory, self.kind)
-        return directory
+        return make_sharp_model(self.kind, directory, self.dtype)
 
     def load_oracle(self, directory: Path) -> Any:
         """The oracle of the model in ``directory``."""

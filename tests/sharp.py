@@ -10,18 +10,27 @@ from pathlib import Path
 
 import torch
 
-VISION = {"attn.qkv.weight": 6}
-QWEN2 = {"q_proj.weight": 3, "k_proj.weight": 3, "v_proj.weight": 4, "o_proj.weight": 4}
+Scales = dict[str, float]  # ending of a weight's name -> what it is multiplied by
+
+VISION: Scales = {"attn.qkv.weight": 6}
+CLIP: Scales = {"q_proj.weight": 6, "k_proj.weight": 6, "v_proj.weight": 6}
+# SigLIP's are large as they are: 6 would cost half of the tests' tolerance
+SIGLIP: Scales = {"q_proj.weight": 1.5, "k_proj.weight": 1.5}
+QWEN2: Scales = {"q_proj.weight": 3, "k_proj.weight": 3, "v_proj.weight": 4, "o_proj.weight": 4}
 # queries and keys are normed behind their projections, so there it is the norm that counts
-QWEN3_VL = {"q_norm.weight": 3, "v_proj.weight": 4, "o_proj.weight": 4, "lm_head.weight": 2}
-QWEN3_5 = {"v_proj.weight": 4, "o_proj.weight": 4, "lm_head.weight": 3}
-# kind -> ending of a language model's weight -> what it is multiplied by
+QWEN3_VL: Scales = {"q_norm.weight": 3, "v_proj.weight": 4, "o_proj.weight": 4, "lm_head.weight": 2}
+QWEN3_5: Scales = {"v_proj.weight": 4, "o_proj.weight": 4, "lm_head.weight": 3}
+# kind -> of its language model
 LANGUAGE_MODEL = {
     "qwen2_5_vl": QWEN2,
     "qwen3_vl": QWEN3_VL,
     "qwen3_vl_moe": QWEN3_VL,
     "qwen3_5": QWEN3_5,
     "qwen3_5_moe": QWEN3_5,
+    "llava_onevision": QWEN2,
+    "llava_onevision_clip": QWEN2,
+    "llava_video": QWEN2,
+    "llava_video_frame": QWEN2,
 }
 # of Qwen3.5's query norm, on the quarter of a head's channels that positions turn
 QUERIES = 5
@@ -33,10 +42,13 @@ def sharpen(directory: Path, kind: str) -> None:
 
     path = directory / "model.safetensors"
     weights = load_file(path)
+    tower = VISION
+    if kind.startswith("llava"):
+        tower = CLIP if any("class_embedding" in name for name in weights) else SIGLIP
     for name, weight in weights.items():
         if name == "lm_head.weight" and weight.dtype != torch.float32:
             continue  # it lifts faults above float32's rounding of a logprob; bf16's would grow with them
-        scales = VISION if "visual" in name else LANGUAGE_MODEL[kind]
+        scales = tower if "visual" in name or "vision_tower" in name else LANGUAGE_MODEL[kind]
         weight *= next((scale for ending, scale in scales.items() if name.endswith(ending)), 1)
         if kind.startswith("qwen3_5") and name.endswith("q_norm.weight"):
             text = json.loads((directory / "config.json").read_text())["text_config"]

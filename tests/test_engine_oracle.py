@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from .engine import IMAGE, VIDEO, Clip, engine, greedy, picture, prompt_of, record_positions, tokens_and_logprobs
+from .engine import IMAGE, VIDEO, Clip, check, engine, greedy, picture, prompt_of, record_positions, tokens_and_logprobs
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +58,7 @@ def test_same_answer_as_transformers(llm: Any, oracle: Any, name: str, ratio: fl
     output = greedy(llm, [prompt_of(text, clips, images, settings)])[0]
     embeddings, positions = oracle.assemble(text, clips, images, settings)
     assert len(output.prompt_token_ids) == len(embeddings)
-    check(output, oracle.greedy(embeddings, positions, 6))
+    check(output, oracle.greedy(embeddings, positions, 6), TOLERANCE)
 
 
 def test_token_budget_and_disabled(llm: Any, oracle: Any) -> None:
@@ -66,7 +66,7 @@ def test_token_budget_and_disabled(llm: Any, oracle: Any) -> None:
     for settings, expected in (({"token_budget": 40}, {"token_budget": 40}), ({"enabled": False}, None)):
         output = greedy(llm, [prompt_of(text, clips, images, settings)])[0]
         embeddings, positions = oracle.assemble(text, clips, images, expected)
-        check(output, oracle.greedy(embeddings, positions, 6))
+        check(output, oracle.greedy(embeddings, positions, 6), TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_every_setting_reaches_the_model(llm: Any, oracle: Any, settings: dict[s
     settings = {"retention_ratio": 0.2} | settings
     output = greedy(llm, [prompt_of(text, clips, images, settings)])[0]
     embeddings, positions = oracle.assemble(text, clips, images, settings)
-    check(output, oracle.greedy(embeddings, positions, 6))
+    check(output, oracle.greedy(embeddings, positions, 6), TOLERANCE)
 
 
 def test_served_together_as_alone_and_again(llm: Any) -> None:
@@ -114,7 +114,7 @@ def test_a_prefix_hit_inside_a_video(llm: Any, oracle: Any) -> None:
     if llm.llm_engine.vllm_config.cache_config.enable_prefix_caching:
         assert len(HEAD) < output.num_cached_tokens < len(output.prompt_token_ids) - len(TAIL)
     embeddings, positions = oracle.assemble(text, clips, images, settings)
-    check(output, oracle.greedy(embeddings, positions, 6))
+    check(output, oracle.greedy(embeddings, positions, 6), TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["long", "text on both sides", "two videos", "video, image, video", "side by side"])
@@ -163,10 +163,3 @@ def test_the_oracle_is_sharp(oracle: Any) -> None:
         faults[f"token {row} for its neighbour"] = moved(swapped, positions)
     weakest = min(faults, key=lambda name: faults[name])
     assert faults[weakest] > 10 * TOLERANCE, f"{weakest}: {faults[weakest]}"
-
-
-def check(output: Any, expected: tuple[list[int], list[torch.Tensor]]) -> None:
-    ids, steps = tokens_and_logprobs(output)
-    assert ids == expected[0]
-    for step, row in zip(steps, expected[1], strict=True):
-        assert max(abs(value - float(row[token])) for token, value in step.items()) < TOLERANCE

@@ -17,7 +17,7 @@ import torch
 
 from flashvid_vllm.processor import count_tokens
 
-from .engine import Clip, engine, greedy, picture, prompt_of, record_positions, tokens_and_logprobs
+from .engine import Clip, check, engine, greedy, picture, prompt_of, record_positions
 from .families import EXACT, LLAVA_VIDEO, QWEN3_5, QWEN3_5_MOE, QWEN3_VL, Family
 from .oracles.qwen3_5_float32 import float32_linear_attention
 
@@ -58,11 +58,7 @@ class Served:
         output = greedy(self.llm, [self.prompt(name, settings)])[0]
         embeddings, positions = self.assemble(name, expected)
         assert len(output.prompt_token_ids) == len(embeddings)
-        want_ids, want = self.oracle.greedy(embeddings, positions, 6)
-        ids, steps = tokens_and_logprobs(output)
-        assert ids == want_ids
-        for step, row in zip(steps, want, strict=True):
-            assert max(abs(value - float(row[token])) for token, value in step.items()) < self.family.tolerance
+        check(output, self.oracle.greedy(embeddings, positions, 6), self.family.tolerance)
 
 
 def runs() -> list[Any]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .engine import Clip, engine, greedy, picture, prompt_of, tokens_and_logprobs
-from .oracles.llava import IMAGE, VIDEO, SeenAttention, kept_tokens, sharpen
+from .oracles.llava import IMAGE, VIDEO, SeenAttention, kept_tokens
+from .sharp import make_sharp_model
 
 pytestmark = pytest.mark.slow
 
@@ -31,14 +32,11 @@ CASES: dict[str, tuple[str, list[Clip], list[np.ndarray]]] = {
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """kind -> directory of its tiny fp32 model, whose answers depend on what it sees and where."""
-    from benchmarks.tiny_model import make_tiny_model
-
     made: dict[str, Path] = {}
 
     def model(kind: str) -> Path:
         if kind not in made:
-            made[kind] = make_tiny_model(kind, tmp_path_factory.mktemp("llava") / kind, dtype=torch.float32)
-            sharpen(made[kind])
+            made[kind] = make_sharp_model(kind, tmp_path_factory.mktemp("llava") / kind)
         return made[kind]
 
     return model

@@ -5,6 +5,8 @@ A choice is a tensor ``source`` [T, N] int64: for each token the flat index (t*N
 it, -1 if none does; a kept token stands for itself. Ties go to the lowest index, and what is not finite comes last.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -17,6 +19,15 @@ from ..compress import CompressedVideo
 
 FRAMES_AT_A_TIME = 16  # whose tokens are laid beside their targets
 BELOW_ANY = -2.0  # cosine similarity
+
+
+@contextmanager
+def vllms_own(method: str) -> Iterator[None]:
+    """For the import of vLLM's module of ``method``: ValueError where vLLM is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(f"method={method!r} calls vLLM's own functions; install vllm ({error})") from None
 
 
 def keep(features: Tensor, index: Tensor) -> CompressedVideo:

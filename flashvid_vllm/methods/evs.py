@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..budget import Budget
 from ..compress import CompressedVideo
-from .common import is_finite, keep
+from .common import is_finite, keep, vllms_own
 
 
 def compress(features: Tensor, attention: Tensor | None, budget: Budget, backend: str) -> CompressedVideo:
@@ -30,10 +30,8 @@ def compress(features: Tensor, attention: Tensor | None, budget: Budget, backend
     Raises:
         ValueError: vLLM is not installed.
     """
-    try:
+    with vllms_own("evs"):
         from vllm.multimodal.video_prune import evs
-    except ImportError as error:
-        raise ValueError(f"method='evs' calls vLLM's own functions; install vllm ({error})") from None
 
     if budget.tokens <= budget.tokens_per_frame:
         return keep(features, torch.arange(budget.tokens, device=features.device))

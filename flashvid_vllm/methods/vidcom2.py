@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from ..budget import Budget
 from ..compress import CompressedVideo
-from .common import is_finite, keep
+from .common import is_finite, keep, vllms_own
 
 
 def compress(features: Tensor, attention: Tensor | None, budget: Budget, backend: str) -> CompressedVideo:
@@ -31,10 +31,8 @@ def compress(features: Tensor, attention: Tensor | None, budget: Budget, backend
     Raises:
         ValueError: vLLM is not installed.
     """
-    try:
+    with vllms_own("vidcom2"):
         from vllm.multimodal.video_prune import vidcom2
-    except ImportError as error:
-        raise ValueError(f"method='vidcom2' calls vLLM's own functions; install vllm ({error})") from None
 
     n, finite = budget.tokens_per_frame, is_finite(features)
     x = features if finite.all() else features.masked_fill(~finite[..., None], 0)

@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from ..cli import _json, _number
+from ..cli import SINGLE, json_object, number
 from ..config import FlashVidConfig, Method
 from ..settings import check_server, resolve
 from . import UserError
 
-_SINGLE = ("retention_ratio", "token_budget", "method")  # settings that have an option of their own
 _WRITERS = (".html", ".png")
 
 
@@ -86,7 +85,7 @@ def _write(scene: Any, path: Path) -> None:
 def _config(options: argparse.Namespace, preset: Any) -> FlashVidConfig:
     """The settings: defaults < preset of the family < options, as for a server. Raises UserError."""
     settings = dict(options.config or {})
-    for name in _SINGLE:
+    for name in SINGLE:
         value = getattr(options, name)
         if value is not None and name in settings:
             raise UserError(f"--{name.replace('_', '-')} and --config both give {name}; leave one of them out")
@@ -120,15 +119,17 @@ def _make_parser() -> argparse.ArgumentParser:
         "--clip", metavar="DIR", help="a CLIP model's directory or hub name, such as openai/clip-vit-base-patch16"
     )
     parser.add_argument("--frames", type=_count, default=16, metavar="F", help="frames to sample; default: 16")
-    parser.add_argument("--retention-ratio", type=_number(float), metavar="R", help="share of the tokens to keep")
-    parser.add_argument("--token-budget", type=_number(int), metavar="B", help="most tokens to keep")
+    parser.add_argument("--retention-ratio", type=number(float), metavar="R", help="share of the tokens to keep")
+    parser.add_argument("--token-budget", type=number(int), metavar="B", help="most tokens to keep")
     parser.add_argument("--method", metavar="METHOD", help=f"{', '.join(get_args(Method))}; default: flashvid")
-    parser.add_argument("--config", type=_json, metavar="JSON", help="further settings, such as '{\"alpha\": 0.7}'")
+    parser.add_argument(
+        "--config", type=json_object, metavar="JSON", help="further settings, such as '{\"alpha\": 0.7}'"
+    )
     return parser
 
 
 def _count(text: str) -> int:
-    value = _number(int)(text)
+    value = number(int)(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
     return int(value)

@@ -143,27 +143,3 @@ class SeenAttention:
         )
         weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)  # [frames, heads, queries, keys]
         return weights.mean((1, 2))
-
-
-# weight's ending -> its factor: in a language model, in a CLIP tower and in a SigLIP tower
-SHARP = {"q_proj.weight": 3, "k_proj.weight": 3, "v_proj.weight": 4, "o_proj.weight": 4}
-SHARP_CLIP = {"q_proj.weight": 6, "k_proj.weight": 6, "v_proj.weight": 6}
-SHARP_SIGLIP = {"q_proj.weight": 1.5, "k_proj.weight": 1.5}
-
-
-def sharpen(directory: Path) -> None:
-    """Make the answers of a tiny model depend on what it sees and where: larger attention projections.
-
-    With the usual initialisation attention is nearly uniform and a wrong token or position hardly moves a
-    logprob. Much larger factors would also amplify rounding: SigLIP starts with large weights as it is,
-    and 6 times those would cost half of the tests' tolerance.
-    """
-    from safetensors.torch import load_file, save_file
-
-    path = directory / "model.safetensors"
-    weights = load_file(path)
-    tower = SHARP_CLIP if any("class_embedding" in name for name in weights) else SHARP_SIGLIP
-    for name in weights:
-        scales = tower if "vision_tower" in name else SHARP
-        weights[name] *= next((scale for ending, scale in scales.items() if name.endswith(ending)), 1)
-    save_file(weights, path, metadata={"format": "pt"})
