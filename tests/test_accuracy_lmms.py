@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: MIT
+"""The accuracy recipes end to end: lmms-eval 0.7.3, a tiny model, four questions about real clips."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks.accuracy.__main__ import ABORTED, main
+from benchmarks.accuracy.environment import lmms_python
+from benchmarks.accuracy.evaluate import Job, lmms_command, run_lmms
+from benchmarks.accuracy.guard import GuardAbort
+from benchmarks.accuracy.recipes import RECIPES
+from benchmarks.accuracy.results import lengths, outcomes_in
+from benchmarks.clips import clip
+from benchmarks.server import VllmServer
+from benchmarks.tiny_model import make_tiny_model
+
+pytest.importorskip("vllm")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.longer,
+    pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="installs lmms-eval; make test-full"),
+]
+
+FRAMES = 8
+SMALL = ["--enforce-eager", "--max-model-len", "4096", "--max-num-batched-tokens", "4096"]
+NOBODY = "http://127.0.0.1:9"  # no server listens there
+UTILS = """
+def videos(doc):
+    return [doc["video"]]
+
+def frames(doc):
+    from PIL import Image
+    return [Image.new("RGB", (56, 56)) for _ in range(4)]
+
+def question(doc, kwargs=None):
+    return doc["question"] + " Answer A or B."
+
+def score(doc, answers):
+    return {"clips_score": 100.0 * (doc["answer"] in ("any", answers[0].strip()[:1]))}
+
+def mean(scores):
+    return sum(scores) / len(scores)
+"""
+TASK = """
+task: NAME
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: FOLDER/questions.jsonl
+test_split: test
+output_type: generate_until
+doc_to_visual: !function utils.VISUAL
+doc_to_text: !function utils.question
+doc_to_target: answer
+process_results: !function utils.score
+generation_kwargs:
+  max_new_tokens: 4
+  temperature: 0
+  do_sample: false
+metric_list:
+  - metric: clips_score
+    aggregation: !function utils.mean
+    higher_is_better: true
+"""
+QUESTIONS = [
+    ("carphone", "Does a man talk?", "A"), ("carphone", "Is it night?", "B"),
+    ("bikes", "Are there bikes?", "any"), ("speaker", "Is there a shelf?", "any"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a task on videos, `clips`, and the same one with frames as images, `clips_as_frames`."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = [{"video": str(clip(name)), "question": text, "answer": answer} for name, text, answer in QUESTIONS]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "utils.py").write_text(UTILS)
+    for name, visual in (("clips", "videos"), ("clips_as_frames", "frames")):
+        text = TASK.replace("NAME", name).replace("FOLDER", str(folder)).replace("VISUAL", visual)
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
+    return lmms_python()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model("qwen2_5_vl", tmp_path_factory.mktemp("model") / "tiny")
+
+
+def test_plain_and_a_quarter(
+    tasks: Path, python: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command as a user types it; then once more from the ledger alone."""
+    arguments = ["clips", "--model", str(model), "--plain", "--retention-ratio", "0.25", "--frames", str(FRAMES)]
+    arguments += ["--include-path", str(tasks), "--media-path", str(clip("bikes").parent), "--output", str(tmp_path)]
+    assert main([*arguments, "--concurrency", "2", "--lmms-python", str(python), "--", *SMALL]) == 0
+    shown = capsys.readouterr()
+    assert "25 % flashvid: 4 requests are shorter than the same ones of the plain run" in shown.err
+    folder = tmp_path / model.name / f"clips-{FRAMES}-frames"
+    plain, quarter = outcomes_in(folder)
+    for outcome in (plain, quarter):
+        assert (outcome.metric, outcome.questions, outcome.failures, outcome.witnesses) == ("clips_score", 4, 0, 4)
+        assert outcome.video_tokens == plain.kept  # of FRAMES frames: carphone has 6 x 5 tokens to each pair
+        assert outcome.accuracy in (50, 75, 100)  # two questions take any answer
+        assert f"│ {outcome.run} " in shown.out
+    assert quarter.kept == plain.kept / 4
+    assert quarter.prompt_tokens == plain.prompt_tokens - 0.75 * plain.kept
+    carphone = [line for line in (folder / "plain" / "ledger.jsonl").read_text().splitlines() if '"kept": 120' in line]
+    assert len(carphone) == 2
+
+    again = folder / "25-flashvid"
+    before = lengths(again / "ledger.jsonl")
+    job = Job("clips", tasks, str(model), FRAMES, None)
+    run_lmms(lmms_command(python, job, again, 0.25, "flashvid"), again, job, NOBODY, str(model))
+    assert lengths(again / "ledger.jsonl") == before
+
+
+def test_frames_as_images_end_the_run(tasks: Path, python: Path, tmp_path: Path) -> None:
+    """Within lmms-eval, which catches what it can: the guard must get through it."""
+    job = Job("clips_as_frames", tasks, "m", FRAMES, None)
+    with pytest.raises(GuardAbort, match=r"a request carries 4 images.*doc_to_visual returns paths"):
+        run_lmms(lmms_command(python, job, tmp_path, 0.25, "flashvid"), tmp_path, job, NOBODY, "m")
+    assert not list(tmp_path.rglob("*_results.json"))
+
+
+def test_a_server_without_the_plugin_is_found(
+    tasks: Path, python: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It trusts its clients, takes the settings and ignores them: nothing but the token counts tells."""
+    with VllmServer(model, *SMALL, "--trust-request-mm-kwargs") as server:
+        arguments = ["clips", "--model", str(model), "--base-url", server.base_url, "--include-path", str(tasks)]
+        assert main([*arguments, "--output", str(tmp_path), "--lmms-python", str(python)]) == ABORTED
+    said = capsys.readouterr().err
+    assert "aborted, no accuracy is reported: the settings make no difference" in said
+    assert "--plugin flashvid" in said
+    assert not list(tmp_path.rglob("outcome.json"))
+
+
+def test_recipes_name_what_lmms_eval_has(python: Path) -> None:
+    """Tasks, scores and data sets, by lmms-eval's own files."""
+    code = """
+import json, sys
+from lmms_eval import utils
+from lmms_eval.tasks import TaskManager
+manager, found = TaskManager("ERROR"), {}
+for name in sys.argv[1:]:
+    path = manager.task_index[name]["yaml_path"]
+    tasks = utils.load_yaml_config(path, mode="simple").get("task")
+    first = tasks[0] if isinstance(tasks, list) else name
+    config = utils.load_yaml_config(manager.task_index[first]["yaml_path"], mode="full")
+    found[name] = [config["dataset_path"], [metric["metric"] for metric in config["metric_list"]], config["output_type"]
+                   if "output_type" in config else "generate_until"]
+print("FOUND" + json.dumps(found))
+"""
+    command = [str(python), "-c", code, *(recipe.task for recipe in RECIPES.values())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.partition("FOUND")[2])
+    for recipe in RECIPES.values():
+        assert found[recipe.task] == [recipe.dataset, [recipe.metric], "generate_until"]
