@@ -136,6 +136,7 @@ def _patch_start(engine_args: Any) -> None:
         config = original(self, *args, **kwargs)
         _refuse_unsupported(config)
         _use_our_cpu_worker(config.parallel_config)
+        _use_our_encoder_cache(config.ec_manager_config)
         _let_requests_through()
         metrics.publish()
         _served = settings
@@ -198,6 +199,11 @@ def _check_backend(settings: Mapping[str, Any]) -> None:
 def _use_our_cpu_worker(parallel_config: Any) -> None:
     if parallel_config.worker_cls == "vllm.v1.worker.cpu_worker.CPUWorker":
         parallel_config.worker_cls = "flashvid_vllm.cpu_worker.CPUWorker"
+
+
+def _use_our_encoder_cache(ec_manager_config: Any) -> None:
+    if ec_manager_config.encoder_cache_manager_cls is None:
+        ec_manager_config.encoder_cache_manager_cls = "flashvid_vllm.encoder_cache.EncoderCacheManager"
 
 
 def _announce(model_config: Any, settings: Mapping[str, Any]) -> None:

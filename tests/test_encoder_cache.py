@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: MIT
+"""A step of the engine encodes as many videos as it would without compression."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("vllm")
+
+from flashvid_vllm import engine_args
+from flashvid_vllm.encoder_cache import EncoderCacheManager
+
+from .engine import VIDEO, Clip, engine, greedy, prompt_of
+
+TOKEN, NEWLINE = 7, 8
+
+
+@dataclass(frozen=True)
+class Item:
+    """A multimodal item as vLLM's scheduler has it: what it costs plain, and what is left of it."""
+
+    modality: str
+    full: int
+    kept: int
+    here: bool = True
+
+    @property
+    def data(self) -> Any:
+        return self if self.here else None
+
+
+class Processor:
+    """One frame a video, and a separator that is not embedded."""
+
+    def video_grid(self, item: Item) -> tuple[int, int]:
+        return 1, item.full
+
+    def video_layout(self, item: Item, per_frame: Sequence[int]) -> list[int]:
+        return [TOKEN] * sum(per_frame) + [NEWLINE]
+
+    def video_token(self) -> int:
+        return TOKEN
+
+
+@dataclass
+class Request:
+    """A request of vLLM's, as far as the cache manager looks at it."""
+
+    mm_features: list[Item] = field(default_factory=list)
+
+    def get_num_encoder_embeds(self, input_id: int) -> int:
+        return self.mm_features[input_id].kept
+
+
+def steps(items: list[Item], budget: int) -> list[list[Item]]:
+    """What each step encodes when all items wait, in vLLM's order: it stops at the first that does not fit."""
+    manager, waiting, out = EncoderCacheManager(10**9, Processor()), list(items), []
+    while waiting:
+        left, step = budget, []
+        while waiting and manager.can_allocate(Request([waiting[0]]), 0, left, 0):
+            step.append(waiting.pop(0))
+            left -= step[-1].kept
+        out.append(step)
+        assert step, "stuck"
+    return out
+
+
+videos = st.builds(
+    lambda full, share: Item("video", full, max(1, full // share)), st.integers(1, 50), st.integers(1, 20)
+)
+images = st.builds(lambda n: Item("image", n, n), st.integers(1, 50))
+
+
+@given(st.lists(videos | images, max_size=30), st.integers(50, 120))
+def test_steps_are_those_of_the_plain_model(items: list[Item], budget: int) -> None:
+    expected: list[list[Item]] = []
+    left = 0
+    for item in items:
+        if not expected or item.full > left:
+            expected.append([])
+            left = budget
+        expected[-1].append(item)
+        left -= item.full
+    assert steps(items, budget) == expected
+
+
+def test_a_video_larger_than_the_budget_goes_alone() -> None:
+    """Where requests may not ask for the plain model the budget is as small as what is kept."""
+    large, small = Item("video", 1000, 10), Item("video", 10, 1)
+    assert steps([small, large, large, small], 100) == [[small], [large], [large], [small]]
+
+
+def test_a_video_that_is_held_elsewhere_goes_alone() -> None:
+    """With the cache in shared memory its data are in the workers only."""
+    elsewhere, small = Item("video", 50, 5, here=False), Item("video", 10, 1)
+    assert steps([small, small, elsewhere, small], 100) == [[small, small], [elsewhere], [small]]
+
+
+def test_a_granted_item_that_was_not_encoded_after_all_is_not_charged() -> None:
+    """The step ran out of something else, and the next one has its whole budget again."""
+    manager, request = EncoderCacheManager(1000, Processor()), Request([Item("video", 100, 10)])
+    for _ in range(3):
+        assert manager.can_allocate(request, 0, 100, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ratio", [None, 0.1])
+def test_the_engine_encodes_as_many_videos_a_step(sharp_model: Path, ratio: float | None) -> None:
+    """Six videos of 96 tokens wait, and a step may encode 200: two at a time, compressed or not."""
+    clips = [Clip(32, 56, 84, seed=seed) for seed in range(6)]
+    settings = {"enabled": False} if ratio is None else {"retention_ratio": ratio}
+    with engine(sharp_model, **engine_args(retention_ratio=0.25)) as llm:
+        scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+        assert type(scheduler.encoder_cache_manager) is EncoderCacheManager
+        scheduler.max_num_encoder_input_tokens = 200  # the option has no smaller value than the largest video
+        schedule, encoded = scheduler.schedule, []
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            step = schedule(*args, **kwargs)
+            encoded.append(sum(map(len, step.scheduled_encoder_inputs.values())))
+            return step
+
+        scheduler.schedule = watched
+        greedy(llm, [prompt_of(f"{VIDEO}What happens?", [clip], flashvid=settings) for clip in clips], max_tokens=2)
+    assert sum(encoded) == 6
+    assert max(encoded) == 2
