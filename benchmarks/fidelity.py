@@ -11,14 +11,9 @@ whoever spreads tokens where the video has many, sky and wall before faces; unif
 """
 
 import argparse
-import datetime
-import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -29,14 +24,15 @@ import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flashvid_vllm import FlashVidConfig, compress, env_info
+from flashvid_vllm import FlashVidConfig, compress
 from flashvid_vllm.config import Method
 
-from . import clip_model
-from .clips import ROOT, cache_directory
+from . import clip_model, record
+from .clips import cache_directory
 from .fidelity_clips import FRAMES, SCENES, features
 from .fidelity_measures import VIEWS, bootstrap, density, fidelity, linking, nothing, views, whole
-from .fidelity_report import RESULTS, table, write_markdown, write_plot
+from .fidelity_report import table, write_markdown, write_plot
+from .record import RESULTS, Cell, fingerprint, machine, plugin_sources, write_json
 
 METHODS: tuple[str, ...] = get_args(Method)
 RATIOS = (0.25, 0.20, 0.15, 0.10)
@@ -44,48 +40,24 @@ THRESHOLDS = (0.7, 0.8, 0.9)
 DEPTH = 10  # layers before the compression; LLaVA reads CLIP's last but one, which leaves only one to run
 REPEATS, LONG = 3, 0.5  # LONG [s]
 NONE = "no tokens"  # the floor: the class tokens alone
-Cell = dict[str, Any]
 
 
 def code_fingerprint() -> str:
     """What the figures depend on in this repository, as 12 hexadecimal digits."""
-    digest = hashlib.sha256()
-    files = [ROOT / "flashvid_vllm" / f"{name}.py" for name in ("budget", "config", "compress")]
-    for folder in (ROOT / "flashvid_vllm" / "methods", ROOT / "kernels" / "ops", ROOT / "csrc"):
-        files += [path for path in folder.iterdir() if path.suffix in (".py", ".cpp", ".h", ".cu")]
     here = ("clip_model.py", "fidelity_clips.py", "fidelity_measures.py")
-    for path in sorted([*files, *(Path(__file__).with_name(name) for name in here)]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    return fingerprint([*plugin_sources(), *(Path(__file__).with_name(name) for name in here)])
 
 
-class Cells:
-    """The results so far, a line each in a file: what is there is not measured again."""
+class Cells(record.Cells):
+    """The results so far: a clip, a method, a ratio."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.cells: list[Cell] = [json.loads(line) for line in lines if line.endswith("}")]  # a cut line is dropped
-        self.known = {self._key(cell) for cell in self.cells}
-        if lines:
-            path.write_text("".join(json.dumps(cell) + "\n" for cell in self.cells))
-
-    @staticmethod
-    def _key(cell: Cell) -> tuple[Any, ...]:
-        return cell["video"], cell["method"], cell["ratio"]
+        super().__init__(path, lambda cell: (cell["video"], cell["method"], cell["ratio"]))
 
     def missing(self, clip: str, ratios: tuple[float, ...]) -> list[tuple[str, float]]:
         """(method, ratio) still to measure for a clip."""
         wanted = [(NONE, 0.0), *((method, ratio) for ratio in ratios for method in METHODS)]
         return [(method, ratio) for method, ratio in wanted if (clip, method, ratio) not in self.known]
-
-    def add(self, cell: Cell) -> None:
-        """Keep a result."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(cell) + "\n")
-        self.cells.append(cell)
-        self.known.add(self._key(cell))
 
 
 def timed(encoded: clip_model.Encoded, config: FlashVidConfig) -> tuple[Any, float]:
@@ -164,31 +136,6 @@ def link_table(encoded: dict[str, clip_model.Encoded]) -> list[Cell]:
     return rows
 
 
-def machine() -> Cell:
-    """Where and with what it ran."""
-    cpu = Path("/proc/cpuinfo")
-    names = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout.strip()
-    packages = {}
-    for name in ("torch", "transformers", "vllm", "numpy"):
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            packages[name] = "absent"
-    return {
-        "cpu": names[0].split(":")[1].strip() if names else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **packages,
-        "backend": env_info()["backends"],
-        "commit": commit + (" and changes that were not committed" if dirty else ""),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
 def run(options: argparse.Namespace) -> Cell:
     """Measure what is missing, and put the results together."""
     torch.set_num_threads(min(options.threads, len(os.sched_getaffinity(0))))
@@ -227,24 +174,6 @@ def run(options: argparse.Namespace) -> Cell:
         "linking": link_table(encoded),
         "cells": sorted(wanted, key=lambda cell: (cell["video"], -cell["ratio"], cell["method"])),
     }
-
-
-def write_json(results: Cell, path: Path) -> None:
-    """The results, a line for each entry of a list, so that a change is a readable one."""
-
-    def rounded(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: rounded(entry) for key, entry in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [rounded(entry) for entry in value]
-        return round(value, 5) if isinstance(value, float) else value
-
-    parts = []
-    for key, value in rounded(results).items():
-        entries = [json.dumps(entry) for entry in value] if isinstance(value, list) else []
-        lines = "[\n  " + ",\n  ".join(entries) + "\n ]" if entries else json.dumps(value)
-        parts.append(f' "{key}": {lines}')
-    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def main() -> int:

@@ -6,9 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from .clips import ROOT
+from .record import markdown_table
 
-RESULTS = ROOT / "benchmarks" / "results"
 FLOOR = "no tokens"
 COLUMNS = {
     "clip": "clip",
@@ -76,12 +75,6 @@ def table(results: dict[str, Any], ratio: float) -> Table:
         difference = paired(row, "clip", len(results["clips"]))
         shown.add_row(row["method"], *values, difference, f"{row['time/flashvid']:.1f} x" if "ms" in row else "")
     return shown
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """A table, all columns but the first flush right."""
-    lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
 def write_markdown(results: dict[str, Any], path: Path) -> None:

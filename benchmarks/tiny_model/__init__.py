@@ -20,7 +20,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
-from .llava import make_llava_onevision, make_llava_video, make_llava_video_frame
+from .llava import (
+    CLIP_B,
+    SIGLIP_SO400M,
+    TEXT_01B,
+    TEXT_05B,
+    make_llava_onevision,
+    make_llava_video,
+    make_llava_video_frame,
+)
 from .parts import Parts
 from .qwen import make_qwen2_5_vl, make_qwen3_5, make_qwen3_5_moe, make_qwen3_vl, make_qwen3_vl_moe
 
@@ -40,6 +48,9 @@ KINDS: dict[str, Callable[[], Parts]] = {
     "llava_video_frame": make_llava_video_frame,
     # for the demo: 70 M parameters, nearly all in the language model, so that prefill takes most of the time
     "qwen2_5_vl_demo": functools.partial(make_qwen2_5_vl, hidden=768, layers=12, head_dim=64),
+    # for the load benchmarks, of realistic proportions: 0.2 B and 1 B parameters
+    "llava_onevision_load": functools.partial(make_llava_onevision, "clip", CLIP_B, TEXT_01B),
+    "llava_onevision_0.5b": functools.partial(make_llava_onevision, "siglip", SIGLIP_SO400M, TEXT_05B),
 }
 
 

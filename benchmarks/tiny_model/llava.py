@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Tiny models of the LLaVA families: SigLIP or CLIP, and Qwen2."""
+"""Models of the LLaVA families, tiny ones and two of realistic sizes: SigLIP or CLIP, and Qwen2."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor
@@ -29,6 +30,41 @@ CLIP: dict[str, Any] = {
     "patch_size": 14,
 }
 LAYERS = 4  # of the tower that run, and of the language model
+# What real checkpoints have in place of the tiny sizes; the tower's layers are those that run.
+# CLIP ViT-B/16, pooled from 14 x 14 to 7 x 7, and a language model of 0.1 B
+CLIP_B: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 11,
+    "image_size": 224,
+    "patch_size": 16,
+}
+TEXT_01B: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 2560,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+}
+# llava-hf/llava-onevision-qwen2-0.5b-ov-hf: SigLIP so400m, pooled from 27 x 27 to 14 x 14, and Qwen2 0.5 B.
+# Its embedding table is tied to its head; here the head has weights of its own, as many operations and more memory
+SIGLIP_SO400M: dict[str, Any] = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 26,
+    "image_size": 384,
+    "patch_size": 14,
+}
+TEXT_05B: dict[str, Any] = {
+    "vocab_size": 152000,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+}
 # whole messages as strings, as in the checkpoint of LLaVA-Video
 STRING_TEMPLATE = """\
 {%- for message in messages -%}
@@ -73,14 +109,17 @@ def _pinpoints(size: int) -> list[list[int]]:
 
 
 def _model(
-    tokenizer: PreTrainedTokenizerFast, vocabulary: int, vision: dict[str, Any], **options: Any
+    tokenizer: PreTrainedTokenizerFast,
+    vocabulary: int,
+    vision: dict[str, Any],
+    text: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Any:  # LlavaOnevisionForConditionalGeneration, imported only here
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
     rope = {"rope_type": "default", "rope_theta": 1e6}
-    text = {"model_type": "qwen2", **_text(tokenizer, vocabulary), "rope_parameters": rope}
     config = LlavaOnevisionConfig(
-        text_config=text,
+        text_config={"model_type": "qwen2", **_text(tokenizer, vocabulary), "rope_parameters": rope, **(text or {})},
         vision_config=vision,
         image_grid_pinpoints=_pinpoints(vision["image_size"]),
         **options,
@@ -109,20 +148,29 @@ ORIGINAL_NAMES = {
 }
 
 
-def make_llava_onevision(tower: Literal["siglip", "clip"] = "siglip") -> Parts:
+def make_llava_onevision(
+    tower: Literal["siglip", "clip"] = "siglip",
+    sizes: Mapping[str, Any] | None = None,
+    text: Mapping[str, Any] | None = None,
+) -> Parts:
     """LLaVA-OneVision: 16 tokens a frame and a newline token after the video.
 
-    `tower`: "siglip", features of the last layer; or "clip", features of the last layer but one, without
-    the class token.
+    Args:
+        tower: "siglip", features of the last layer; or "clip", features of the last layer but one, without
+            the class token.
+        sizes: of the tower, in place of the tiny ones; tokens of a frame follow from them.
+        text: the same for the language model.
     """
     tokenizer, vocabulary = make_llava_tokenizer("<image>", "<video>")
     clip = tower == "clip"
-    vision = {**CLIP, "num_hidden_layers": LAYERS + 1} if clip else {**SIGLIP, "num_hidden_layers": LAYERS}
+    vision = {**(CLIP if clip else SIGLIP), "num_hidden_layers": LAYERS, **(sizes or {})}
+    vision["num_hidden_layers"] += clip  # the last one is never run
     strategy = "default" if clip else "full"
     model = _model(
         tokenizer,
         vocabulary,
         vision | ({} if clip else {"vision_use_head": False}),
+        text,
         image_token_index=int(tokenizer.convert_tokens_to_ids("<image>")),
         video_token_index=int(tokenizer.convert_tokens_to_ids("<video>")),
         vision_feature_layer=-2 if clip else -1,
