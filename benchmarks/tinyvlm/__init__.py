@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: MIT
+"""A video LLM small enough to train on two cores, for one question: what does compression cost in accuracy?
+
+Real CLIP ViT-B/16 tower, frozen; projector and a small Qwen2 trained from scratch on full tokens only; compressed at
+test time only, and served by vLLM with the plugin as any user's LLaVA-OneVision model would be.
+
+    python -m benchmarks.tinyvlm all             everything below, each stage resumed where it stopped
+    python -m benchmarks.tinyvlm data            what the videos and questions are; --sheet FILE.png draws some
+    python -m benchmarks.tinyvlm blind           that the questions cannot be answered without the video
+    python -m benchmarks.tinyvlm features        the tower's outputs of all frames, to .cache/tinyvlm
+    python -m benchmarks.tinyvlm train           projector and LLM
+    python -m benchmarks.tinyvlm build DIR       the model as a directory for transformers and vLLM
+    python -m benchmarks.tinyvlm evaluate        every method at every ratio
+    python -m benchmarks.tinyvlm serve           300 answers from `vllm serve` with the plugin, held against these
+"""

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""Answers in torch from a video's tokens, compressed or not, as vLLM with the plugin gives them.
+
+The prompt is <user>, the video's tokens, the newline, the question. LLaVA's positions are 1-D and count what is there:
+behind a compressed video they go on from the last kept token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flashvid_vllm import FlashVidConfig, compress
+
+from .batches import IGNORED, Sample, collate, question_states
+from .features import Store
+from .model import TinyVlm
+from .questions import Question
+from .tokens import END, USER, encode, question_ids, tokenizer
+
+MOST_TOKENS = 5  # of an answer
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A video as the LLM could get it.
+
+    Attributes:
+        tokens: [T, 49, D], projected and pooled.
+        attention: [T, 49] float32, the received attention pooled alike.
+    """
+
+    tokens: Tensor
+    attention: Tensor
+
+
+@torch.no_grad()
+def encoded(model: TinyVlm, store: Store, number: int, frames: Sequence[int] | None = None) -> Encoded:
+    """Video ``number`` of the store; ``frames``: only these of it."""
+    features, attention = store.features(number), store.attention(number)
+    if frames is not None:
+        features, attention = features[list(frames)], attention[list(frames)]
+    return Encoded(model.video_tokens(features.float()), pool(attention))
+
+
+def pool(attention: Tensor) -> Tensor:
+    """[T, 196] -> [T, 49], the mean of 2 x 2 as the features are pooled."""
+    side = int(attention.shape[1] ** 0.5)
+    return attention.unflatten(1, (side // 2, 2, side // 2, 2)).mean((2, 4)).flatten(1)
+
+
+def kept(video: Encoded, config: FlashVidConfig | None) -> Tensor:
+    """The tokens [B, D] that the LLM gets; None: all."""
+    return video.tokens.flatten(0, 1) if config is None else compress(video.tokens, video.attention, config).tokens
+
+
+@torch.no_grad()
+def right(model: TinyVlm, tokens: Tensor, questions: Sequence[Question]) -> list[bool]:
+    """Whether greedy decoding answers each question behind the tokens [B, D] right.
+
+    All questions run in one sequence, each sees the video and itself: an answer is right if every token of the true
+    one is the likeliest behind those before it.
+    """
+    batch = collate([Sample(0, [], list(questions))], video=len(tokens))
+    best = model.head(question_states(model, batch, tokens[None])).argmax(-1)
+    wrong = (best != batch.targets) & (batch.targets != IGNORED)
+    return [not bool(wrong[batch.block == number].any()) for number in range(1, len(questions) + 1)]
+
+
+@torch.no_grad()
+def greedy(model: TinyVlm, tokens: Tensor, question: Question) -> str:
+    """The answer that greedy decoding gives to one question behind the tokens [B, D], its words with spaces."""
+    prefix = torch.cat([model.embed(torch.tensor(encode(USER))), tokens, model.newline[None]])
+    ids = question_ids(question)[0]
+    answer: list[int] = []
+    while len(answer) < MOST_TOKENS:
+        rows = torch.cat([prefix, model.embed(torch.tensor(ids + answer))])[None]
+        states = model(rows, None, torch.arange(rows.shape[1])[None])
+        answer.append(int(model.head(states[0, -1]).argmax()))
+        if answer[-1] == encode(END)[0]:
+            answer.pop()
+            break
+    return str(tokenizer().decode(answer))

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: MIT
+"""What is evaluated: settings by name, and the test questions, as many of each family."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from flashvid_vllm import FlashVidConfig
+from flashvid_vllm.config import ABLATIONS
+from flashvid_vllm.methods import PEERS
+
+from . import data
+from .backgrounds import Split
+from .questions import FAMILIES, Question
+
+RATIOS = (0.25, 0.20, 0.15, 0.10, 0.05)
+ABLATION_RATIOS = (0.25, 0.10)
+METHODS = ("flashvid", *ABLATIONS, *PEERS)
+PLAIN = "plain"
+QUESTIONS = 120  # of a family
+FEWER = 8  # frames of a long video that the plain model gets, for as many tokens as a tenth of all has
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting. ``config`` None: nothing is compressed. ``frames``: how many of the video's frames, None for all."""
+
+    name: str
+    ratio: float
+    config: FlashVidConfig | None
+    frames: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in files."""
+        return f"{self.name}@{self.ratio:g}"
+
+
+def _cell(name: str, ratio: float, **settings: Any) -> Cell:
+    return Cell(name, ratio, FlashVidConfig(retention_ratio=ratio, **settings))
+
+
+def cells() -> list[Cell]:
+    """All settings for the test videos: every method, and the ablations of FlashVID's table."""
+    grid = [Cell(PLAIN, 1.0, None)]
+    grid += [_cell(method, ratio, method=method) for ratio in RATIOS for method in METHODS]
+    for ratio in ABLATION_RATIOS:
+        grid += [_cell(f"selection {s}", ratio, selection=s) for s in ("attention", "diversity", "attention_diversity")]
+        grid += [_cell(f"alpha {a:g}", ratio, alpha=a) for a in (0.1, 0.3, 0.5, 0.9)]
+        grid += [_cell(f"merge_threshold {t:g}", ratio, merge_threshold=t) for t in (0.7, 0.9)]
+    return grid
+
+
+def long_cells() -> list[Cell]:
+    """Frame expansion: few frames plain, or ten times as many at a tenth."""
+    methods = [_cell(method, FEWER / data.LONG_FRAMES, method=method) for method in METHODS]
+    return [Cell(f"{FEWER} frames", 1.0, None, FEWER), *methods, Cell(PLAIN, 1.0, None)]
+
+
+def chosen(split: Split, videos: int, quota: int = QUESTIONS) -> dict[int, list[Question]]:
+    """Video -> its questions: up to ``quota`` of each family, from as many videos as have one."""
+    by_family: dict[str, list[tuple[int, int, Question]]] = defaultdict(list)
+    for number in range(videos):
+        order: dict[str, int] = defaultdict(int)
+        for question in data.questions(split, number):
+            by_family[question.family].append((order[question.family], number, question))
+            order[question.family] += 1
+    taken: dict[int, list[Question]] = defaultdict(list)
+    for family in FAMILIES:
+        for _, number, question in sorted(by_family[family], key=lambda entry: entry[:2])[:quota]:
+            taken[number].append(question)
+    return dict(sorted(taken.items()))

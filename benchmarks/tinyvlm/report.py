@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: MIT
+"""The evaluation as Markdown, JSON and a plot."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .grid import FEWER, METHODS, PLAIN
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write(results: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write accuracy.json, accuracy.md and accuracy.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "accuracy.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / "accuracy.md").write_text(markdown(results))
+    plot(results, folder / "accuracy.png")
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """All tables."""
+    test, long = results["test"], results["long"]
+    lines = ["# Accuracy of a small video LLM under compression", ""]
+    lines += [
+        f"{test['questions']} four-choice questions about {test['videos']} videos, in percent with 95 % intervals",
+        "(bootstrap over videos). `p`: exact McNemar test against flashvid at the same ratio, after Holm.",
+        f"Not learned and left out of every overall figure: {_left_out(test)}.",
+        "",
+    ]
+    for ratio in sorted({row["ratio"] for row in test["rows"] if row["name"] != PLAIN}, reverse=True):
+        rows = [row for row in test["rows"] if row["name"] == PLAIN or row["ratio"] == ratio]
+        lines += [f"## {ratio:.0%} kept", "", *_table(rows, test["learned"]), ""]
+    lines += [f"## Frame expansion: {FEWER} frames plain, or ten times as many at a tenth", ""]
+    lines += [f"{long['questions']} questions, {long['videos']} videos; left out: {_left_out(long)}.", ""]
+    return "\n".join([*lines, *_table(long["rows"], long["learned"]), ""])
+
+
+def _left_out(part: dict[str, Any]) -> str:
+    named = [f"{family} ({accuracy:.0%} plain)" for family, accuracy in part["left out"].items()]
+    return ", ".join(named) or "none"
+
+
+def _table(rows: list[dict[str, Any]], families: list[str]) -> list[str]:
+    lines = [f"| | all | {' | '.join(families)} | minus flashvid | p |", f"|---|{'---:|' * (len(families) + 3)}"]
+    for row in sorted(rows, key=lambda row: -row["accuracy"][0]):
+        by_family = " | ".join(f"{100 * row['families'][family][0]:.0f}" for family in families)
+        mean, low, high = (100 * x for x in row["accuracy"])
+        versus, p = "", ""
+        if "p" in row:
+            versus = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in row["minus flashvid"]))
+            p = f"{row['p (Holm)']:.2g}"
+        lines.append(f"| {row['name']} | {mean:.1f} ({low:.1f} to {high:.1f}) | {by_family} | {versus} | {p} |")
+    return lines
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Accuracy over the share of tokens kept, a line a method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = results["test"]["rows"]
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for place, method in enumerate(METHODS):
+        points = sorted((row["ratio"], 100 * row["accuracy"][0]) for row in rows if row["name"] == method)
+        width = 3.0 if method == "flashvid" else 1.2
+        axes.plot(*zip(*points, strict=True), marker="o", ms=4, lw=width, label=method, color=f"C{place % 10}",
+                  ls="-" if place < 10 else "--")  # fmt: skip
+    plain = next(row["accuracy"][0] for row in rows if row["name"] == PLAIN)
+    axes.axhline(100 * plain, color="black", lw=1, label="all tokens")
+    axes.axhline(25, color="grey", lw=1, ls=":", label="chance")
+    axes.set(xlabel="share of visual tokens kept", ylabel="accuracy [%]")
+    axes.legend(ncols=2, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

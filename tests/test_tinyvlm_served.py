@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+"""The directory of benchmarks.tinyvlm in vLLM with the plugin, against the torch path of its evaluation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from flashvid_vllm import FlashVidConfig, engine_args
+
+from .engine import engine, greedy, tokens_and_logprobs
+
+pytest.importorskip("cv2")
+
+from benchmarks.tinyvlm import answers, data, tokens
+from benchmarks.tinyvlm.features import encode
+from benchmarks.tinyvlm.model import build
+
+from .test_tinyvlm import model_of, noise, small_tower, torch_logits
+
+pytestmark = pytest.mark.slow
+
+FRAMES = 12
+RATIOS = (1.0, 0.25, 0.1)
+
+
+def test_same_answers_in_vllm(tmp_path: Path) -> None:
+    """A wrong position, pooling, newline or attention shows here: the model is untrained, but sharp."""
+    model, tower, frames = model_of(FRAMES), small_tower(), noise(FRAMES)
+    directory = build(model, tmp_path / "model", tower=tower)
+    features, attention = encode(tower, frames, True)
+    with torch.no_grad():
+        video = answers.Encoded(model.video_tokens(features), answers.pool(attention))
+    questions = [question for number in range(3) for question in data.questions("test", number)]
+    metadata = {
+        "fps": 1.0, "duration": float(FRAMES), "total_num_frames": FRAMES, "frames_indices": list(range(FRAMES)),
+        "video_backend": "opencv", "do_sample_frames": False,
+    }  # fmt: skip
+    different = set()
+    with engine(directory, **engine_args(retention_ratio=0.5)) as llm:
+        for ratio in RATIOS:
+            rows = answers.kept(video, FlashVidConfig(retention_ratio=ratio))
+            prompts = [
+                {
+                    "prompt": tokens.serving_prompt(question),
+                    "multi_modal_data": {"video": [(frames, metadata)]},
+                    "mm_processor_kwargs": {"flashvid": {"retention_ratio": ratio}},
+                }
+                for question in questions
+            ]
+            for question, output in zip(questions, greedy(llm, prompts, answers.MOST_TOKENS), strict=True):
+                ids, steps = tokens_and_logprobs(output)
+                expected = torch_logits(model, rows, question)[-1].log_softmax(-1)
+                assert max(abs(p - float(expected[i])) for i, p in steps[0].items()) < 1e-3
+                end = tokens.encode(tokens.END)[0]
+                ids = ids[: ids.index(end)] if end in ids else ids
+                said = tokens.tokenizer().decode(ids)
+                assert said == answers.greedy(model, rows, question), (ratio, question)
+                assert len(output.prompt_token_ids) == len(rows) + 2 + len(tokens.question_ids(question)[0])
+                different.add(said)
+    assert len(different) > 5
