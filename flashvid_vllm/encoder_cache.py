@@ -18,15 +18,18 @@ from vllm.v1.request import Request
 class EncoderCacheManager(_EncoderCacheManager):
     """vLLM's, which grants a step's encoder budget by what videos have before compression."""
 
-    def __init__(self, cache_size: int, processor: Any) -> None:
+    processor: Any  # the model's multimodal processor
+
+    def __init__(self, cache_size: int) -> None:
         super().__init__(cache_size)
-        self._processor = processor
         self._budget = 0  # of a step, as far as it is known: the highest that was seen
         self._left = 0  # of it, in tokens before compression
 
     @classmethod
     def create_manager(cls, *, cache_size: int, vllm_config: VllmConfig) -> "EncoderCacheManager":
-        return cls(cache_size, MULTIMODAL_REGISTRY.create_processor(vllm_config.model_config))
+        manager = cls(cache_size)
+        manager.processor = MULTIMODAL_REGISTRY.create_processor(vllm_config.model_config)
+        return manager
 
     def can_allocate(
         self, request: Request, input_id: int, encoder_compute_budget: int, num_embeds_to_schedule: int
@@ -50,6 +53,6 @@ class EncoderCacheManager(_EncoderCacheManager):
             return request.get_num_encoder_embeds(input_id)
         if feature.data is None:
             return self._budget
-        num_frames, n = self._processor.video_grid(feature.data)
-        layout = self._processor.video_layout(feature.data, [n] * num_frames)
-        return int(layout.count(self._processor.video_token()))
+        num_frames, n = self.processor.video_grid(feature.data)
+        layout = self.processor.video_layout(feature.data, [n] * num_frames)
+        return int(layout.count(self.processor.video_token()))

@@ -57,9 +57,15 @@ class Request:
         return self.mm_features[input_id].kept
 
 
+def manager_of(cache_size: int) -> Any:
+    manager = EncoderCacheManager(cache_size)
+    manager.processor = Processor()
+    return manager
+
+
 def steps(items: list[Item], budget: int) -> list[list[Item]]:
     """What each step encodes when all items wait, in vLLM's order: it stops at the first that does not fit."""
-    manager, waiting, out = EncoderCacheManager(10**9, Processor()), list(items), []
+    manager, waiting, out = manager_of(10**9), list(items), []
     while waiting:
         left, step = budget, []
         while waiting and manager.can_allocate(Request([waiting[0]]), 0, left, 0):
@@ -103,7 +109,7 @@ def test_a_video_that_is_held_elsewhere_goes_alone() -> None:
 
 def test_a_granted_item_that_was_not_encoded_after_all_is_not_charged() -> None:
     """The step ran out of something else, and the next one has its whole budget again."""
-    manager, request = EncoderCacheManager(1000, Processor()), Request([Item("video", 100, 10)])
+    manager, request = manager_of(1000), Request([Item("video", 100, 10)])
     for _ in range(3):
         assert manager.can_allocate(request, 0, 100, 0)
 
