@@ -18,10 +18,9 @@ from vllm.v1.request import Request
 class EncoderCacheManager(_EncoderCacheManager):
     """vLLM's, which grants a step's encoder budget by what videos have before compression."""
 
-    processor: Any  # the model's multimodal processor
-
     def __init__(self, cache_size: int) -> None:
         super().__init__(cache_size)
+        self.processor: Any = None  # the model's
         self._budget = 0  # of a step, as far as it is known: the highest that was seen
         self._left = 0  # of it, in tokens before compression
 
