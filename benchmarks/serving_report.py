@@ -26,10 +26,10 @@ SPLIT_COLUMNS = (
 LEGEND = """\
 Times are those of this machine and of models with random weights where it says so: ratios are what carries over, and
 they depend on how large the encoder is beside the language model. The encoder does the same work in every server: as
-far as its time differs between them, and TTFT and requests/s with it, that is this machine's noise. Every server got the same {clips}, {max_tokens}
-tokens an answer, and the same options but for those of the compression (at the end). TTFT: from sending a request,
-its video in base64, to the first token. TPOT: between two tokens after it. Percentiles are of few requests:
-p99 is nearly the worst one.
+far as its time differs between them, and TTFT and requests/s with it, that is this machine's noise. Every server got
+the same {clips}, {max_tokens} tokens an answer, and the same options but for those of the compression (at the end).
+TTFT: from sending a request, its video in base64, to the first token. TPOT: between two tokens after it. Percentiles
+are of few requests: p99 is nearly the worst one.
 
 Inside the worker, a request: **encoder** the vision tower, projector and pooling; **compression** choosing and merging
 tokens, the reading of the encoder's attention included; **prefill** the steps with prompt tokens without both (input
