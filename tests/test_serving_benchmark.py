@@ -4,6 +4,7 @@
 import asyncio
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -516,6 +517,12 @@ TINY = ["--frames", f"{FRAMES}", "--requests", "3", "--max-tokens", f"{ANSWER}"]
 SERVE = ["--enforce-eager", "--max-model-len", "2048"]
 
 
+def several_servers(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that takes a minute or more."""
+    quick = pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="several servers; make test-full")
+    return pytest.mark.slow(pytest.mark.longer(quick(test)))
+
+
 @pytest.fixture
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cells go here, not to those of the developer's own runs."""
@@ -529,7 +536,7 @@ def call(module: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(module.main())
 
 
-@pytest.mark.slow
+@several_servers
 def test_a_small_programme(
     own_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -572,7 +579,7 @@ def test_a_small_programme(
     assert json.loads((own_store / "out" / "serving.json").read_text())["cells"] == found["cells"]
 
 
-@pytest.mark.slow
+@several_servers
 def test_evs_of_a_qwen_and_an_endpoint_of_others(
     own_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -595,7 +602,7 @@ def test_evs_of_a_qwen_and_an_endpoint_of_others(
     assert endpoint["prompt_tokens"] > cell["prompt_tokens"]
 
 
-@pytest.mark.slow
+@several_servers
 def test_frames_under_one_budget(
     own_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
