@@ -11,26 +11,21 @@ share a clip. One server each, the same options for both, one request at a time,
 """
 
 import argparse
-import json
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import openai
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from .clips import cache_directory
-from .load import Load, LoadError
+from .load import Load
 from .load_clips import make_clips
-from .load_runs import Group, Run, explain, run_all, store, vllm_variables
+from .load_runs import Group, Run, benchmark, run_all, store, vllm_variables
 from .load_servers import SHAPES, common_arguments, target_of_model, target_of_shape
-from .record import RESULTS, Cell, machine, markdown_table, write_json
-from .server import ServerError
+from .record import RESULTS, Cell, machine, markdown_table
 from .serving import listed
 from .serving_report import PARTS, STYLES, provenance, split, split_row
 
@@ -191,23 +186,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     """The command line."""
-    options = parse()
-    start = time.monotonic()
-    path = options.output / "frames.json"
-    try:
-        results = run(options)
-        options.output.mkdir(parents=True, exist_ok=True)
-        write_json(results, path)
-        results = json.loads(path.read_text())
-        write_markdown(results, path.with_suffix(".md"))
-        write_plot(results, path.with_suffix(".png"))
-    except (KeyboardInterrupt, ServerError, LoadError, ValueError, RuntimeError, OSError, openai.APIError) as error:
-        return explain(error, "the frames benchmark")
-    console = Console()
-    console = Console(width=min(170, console.width) if console.is_terminal else 170)
-    console.print(table(results))
-    console.print(f"{path.with_suffix('.md')} has the rest. It took {time.monotonic() - start:.0f} s.")
-    return 0
+    return benchmark("frames", parse(), run, write_markdown, write_plot, lambda results: [table(results)], width=170)
 
 
 if __name__ == "__main__":

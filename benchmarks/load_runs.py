@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import json
 import os
 import platform
 import sys
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +19,12 @@ from pathlib import Path
 import openai
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from .clips import ROOT, cache_directory
 from .load import QUESTION, Endpoint, Load, LoadError, connect, measure
 from .load_servers import Target, environment
-from .record import Cell, Cells, fingerprint, fingerprint_of, gpu, plugin_sources, versions
+from .record import Cell, Cells, fingerprint, fingerprint_of, gpu, plugin_sources, versions, write_json
 from .server import ServerError, VllmServer, ask
 
 SOURCES = ("load", "load_clips", "load_servers", "server", "worker_times")  # that figures depend on
@@ -151,6 +155,35 @@ def line(cell: Cell) -> str:
         f"{cell['requests_per_s']:.2f} requests/s, first token after {cell['ttft_ms']['p50'] / 1e3:.2f} s (median), "
         f"{cell['prompt_tokens']:.0f} prompt tokens"
     )
+
+
+def benchmark(
+    name: str,
+    options: argparse.Namespace,
+    run: Callable[[argparse.Namespace], Cell],
+    write_markdown: Callable[[Cell, Path], None],
+    write_plot: Callable[[Cell, Path], None],
+    tables: Callable[[Cell], list[Table]],
+    width: int,
+) -> int:
+    """Run a benchmark, write `name`.json, .md and .png into ``options.output``, print its tables. The exit status."""
+    start = time.monotonic()
+    path = options.output / f"{name}.json"
+    try:
+        results = run(options)
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_json(results, path)
+        results = json.loads(path.read_text())
+        write_markdown(results, path.with_suffix(".md"))
+        write_plot(results, path.with_suffix(".png"))
+    except (KeyboardInterrupt, ServerError, LoadError, ValueError, RuntimeError, OSError, openai.APIError) as error:
+        return explain(error, f"the {name} benchmark")
+    terminal = Console()
+    console = Console(width=min(width, terminal.width) if terminal.is_terminal else width)
+    for table in tables(results):
+        console.print(table)
+    console.print(f"{path.with_suffix('.md')} has the rest. It took {time.monotonic() - start:.0f} s.")
+    return 0
 
 
 def explain(error: BaseException, command: str) -> int:

@@ -13,20 +13,15 @@ same code, model, versions and options is not measured again, so an interrupted 
 """
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import openai
-from rich.console import Console
-
 from .clips import cache_directory
-from .load import Load, LoadError
+from .load import Load
 from .load_clips import make_clips
-from .load_runs import Group, Run, explain, run_all, store, vllm_variables
+from .load_runs import Group, Run, benchmark, run_all, store, vllm_variables
 from .load_servers import (
     SERVERS,
     SHAPES,
@@ -37,8 +32,7 @@ from .load_servers import (
     target_of_shape,
     vllms_own_pruning,
 )
-from .record import RESULTS, Cell, machine, write_json
-from .server import ServerError
+from .record import RESULTS, Cell, machine
 from .serving_report import tables, write_markdown, write_plot
 
 CONCURRENCY, RATES = (1, 2, 4, 8, 16, 32), (0.25, 0.5, 1.0)
@@ -189,24 +183,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     """The command line."""
-    options = parse()
-    start = time.monotonic()
-    path = options.output / "serving.json"
-    try:
-        results = run(options)
-        options.output.mkdir(parents=True, exist_ok=True)
-        write_json(results, path)
-        results = json.loads(path.read_text())
-        write_markdown(results, path.with_suffix(".md"))
-        write_plot(results, path.with_suffix(".png"))
-    except (KeyboardInterrupt, ServerError, LoadError, ValueError, RuntimeError, OSError, openai.APIError) as error:
-        return explain(error, "the load benchmark")
-    console = Console()
-    console = Console(width=min(150, console.width) if console.is_terminal else 150)
-    for table in tables(results):
-        console.print(table)
-    console.print(f"{path.with_suffix('.md')} has the rest. It took {time.monotonic() - start:.0f} s.")
-    return 0
+    return benchmark("serving", parse(), run, write_markdown, write_plot, tables, width=150)
 
 
 if __name__ == "__main__":
