@@ -4,6 +4,7 @@
 from collections import Counter
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from torch import Tensor
 pytest.importorskip("cv2")
 pytest.importorskip("transformers")
 
-from benchmarks.tinyvlm import backgrounds, batches, data, stats, tokens
+from benchmarks.tinyvlm import backgrounds, batches, data, history, stats, tokens
 from benchmarks.tinyvlm.answers import MOST_TOKENS, Encoded, greedy, kept, pool, right
 from benchmarks.tinyvlm.features import encode
 from benchmarks.tinyvlm.grid import cells, chosen
 from benchmarks.tinyvlm.model import Size, TinyVlm, build, load_weights, save_weights
-from benchmarks.tinyvlm.questions import FAMILIES, Question, ask, spell
-from benchmarks.tinyvlm.scripts import split_of_word
+from benchmarks.tinyvlm.questions import COUNTS, FAMILIES, Question, ask, spell
+from benchmarks.tinyvlm.scenes import SHAPES
+from benchmarks.tinyvlm.scripts import DIRECTIONS, split_of_word
 from flashvid_vllm import FlashVidConfig
 
 VIDEOS = 150
@@ -128,6 +130,49 @@ def test_reversed_frames_turn_directions_and_order_round() -> None:
             assert there["which shape comes first"] == back["which shape comes last"]
             turned += 1
     assert turned > 50
+
+
+def test_history_says_at_a_shapes_last_token_what_the_script_meant() -> None:
+    """The facts that a training loss asks for; each is one of a group, of directions, ranks, times and shapes."""
+    ends = (4, 4 + history.MOST_SHAPES, 4 + history.MOST_SHAPES + len(COUNTS), history.FACTS)
+    held: Counter[str] = Counter()
+    for number in range(VIDEOS):
+        script = data.script("train", number)
+        facts, known = history.labels("train", number, range(len(script.video)))
+        for name in {mark.name for frame in script.video for mark in frame.marks if mark.name in SHAPES}:
+            t, mark = [(t, m) for t, frame in enumerate(script.video) for m in frame.marks if m.name == name][-1]
+            token = int(mark.y // 32) * 7 + int(mark.x // 32)
+            assert known[t, token]
+            way, rank, times, before = (facts[t, token, a:b].tolist() for a, b in pairwise((0, *ends)))
+            if name in script.intent.directions:
+                assert way == [direction == script.intent.directions[name] for direction in DIRECTIONS]
+                held["way"] += 1
+            if name in script.intent.count:
+                assert times == [count == str(script.intent.count[name]) for count in COUNTS]
+                held["times"] += 1
+            if name in script.intent.order:
+                place = script.intent.order.index(name)
+                assert rank == [place == n for n in range(history.MOST_SHAPES)]
+                earlier = script.intent.order[place - 1] if place else ""
+                assert before == [shape == earlier for shape in SHAPES]
+                held["rank"] += 1
+    assert min(held[what] for what in ("way", "times", "rank")) > 20
+
+
+def test_history_counts_from_the_frames_chosen() -> None:
+    """Reversed, a shape moves the other way; what was left out has not come."""
+    number = next(n for n in range(VIDEOS) if data.script("train", n).intent.directions)
+    intent, video = data.script("train", number).intent, data.video("train", number)
+    opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
+    there, known = history.labels("train", number, [0, len(video) - 1])
+    back, _ = history.labels("train", number, [len(video) - 1, 0])
+    for t, facts, turn in ((len(video) - 1, there, False), (0, back, True)):
+        for mark in (mark for mark in video[t].marks if mark.name in SHAPES):
+            meant = opposite[intent.directions[mark.name]] if turn else intent.directions[mark.name]
+            token = int(mark.y // 32) * 7 + int(mark.x // 32)
+            assert facts[1, token, :4].tolist() == [direction == meant for direction in DIRECTIONS]
+    assert known.any(1).all()
+    assert not there[0, :, :4].any()
 
 
 def test_rearranged_videos_still_have_questions_of_their_kind() -> None:

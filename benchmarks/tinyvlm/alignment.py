@@ -14,11 +14,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from . import data
 from .backgrounds import SCENES, Split
 from .model import TOKENS, TinyVlm
+from .questions import CORNERS, quarter
 from .scenes import COLOURS, DOT, LETTER, PIXELS, SHAPES, Frame, Mark
 from .scripts import LETTERS
 from .tokens import encode
 
-WORDS = (*SHAPES, DOT, *COLOURS, *LETTERS, *SCENES, "top", "bottom", "left", "right")
+WORDS = (*SHAPES, DOT, *COLOURS, *LETTERS, *SCENES, *CORNERS)
 SIDE = int(TOKENS**0.5)
 CELL = PIXELS / SIDE
 COVERED = 0.15  # share of a token's square that a mark's square must cover
@@ -44,15 +45,13 @@ def _frame(frame: Frame) -> Tensor:
                 x = mark.x + (place - (len(mark.name) - 1) / 2) * LETTER
                 shown[int(mark.y / CELL), min(int(x / CELL), SIDE - 1), _number()[letter]] = True
             continue
-        words = [mark.name, mark.colour, "top" if mark.y < PIXELS / 2 else "bottom"]
-        words.append("left" if mark.x < PIXELS / 2 else "right")
-        where = _covered(mark)
-        for word in words:
+        where = covered(mark)
+        for word in (mark.name, mark.colour, quarter(mark)):
             shown[..., _number()[word]] |= where
     return shown.flatten(0, 1)
 
 
-def _covered(mark: Mark) -> Tensor:
+def covered(mark: Mark) -> Tensor:
     """[7, 7] bool: the tokens that a mark covers enough of, the one of its centre among them."""
     edges = torch.arange(SIDE) * CELL
 
@@ -60,9 +59,9 @@ def _covered(mark: Mark) -> Tensor:
         low, high = centre - mark.radius, centre + mark.radius
         return ((edges + CELL).clamp(max=high) - edges.clamp(min=low)).clamp(min=0)
 
-    covered = overlap(mark.y)[:, None] * overlap(mark.x)[None, :] >= COVERED * CELL**2
-    covered[min(int(mark.y / CELL), SIDE - 1), min(int(mark.x / CELL), SIDE - 1)] = True
-    return covered
+    where = overlap(mark.y)[:, None] * overlap(mark.x)[None, :] >= COVERED * CELL**2
+    where[min(int(mark.y / CELL), SIDE - 1), min(int(mark.x / CELL), SIDE - 1)] = True
+    return where
 
 
 class Alignment(nn.Module):

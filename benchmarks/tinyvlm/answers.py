@@ -76,7 +76,7 @@ def greedy(model: TinyVlm, tokens: Tensor, question: Question) -> str:
     answer: list[int] = []
     while len(answer) < MOST_TOKENS:
         rows = torch.cat([prefix, model.embed(torch.tensor(ids + answer))])[None]
-        states = model(rows, None, torch.arange(rows.shape[1])[None])
+        states = model(rows, None, torch.arange(rows.shape[1])[None])[-1]
         answer.append(int(model.head(states[0, -1]).argmax()))
         if answer[-1] == encode(END)[0]:
             answer.pop()

@@ -169,12 +169,22 @@ def video_tokens(model: TinyVlm, batch: Batch, store: Store) -> Tensor:
     return model.video_tokens(torch.cat(features).to(dtype)).unflatten(0, (len(features), -1)).flatten(1, 2)
 
 
-def question_states(model: TinyVlm, batch: Batch, video: Tensor) -> Tensor:
-    """Last hidden states [B, Q, D] of the questions' tokens behind the videos' [B, T * 49, D]."""
+def states(model: TinyVlm, batch: Batch, video: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Of the videos' tokens [B, T * 49, D] with the questions behind them, states [B, ..., D]: see `TinyVlm.forward`.
+
+    Returns the questions' behind the last layer [B, Q, D], and the videos' of all layers [B, T * 49, D].
+    """
     size = len(video)
     head = model.embed(torch.tensor(encode(USER))).expand(size, -1, -1)
     newline = model.newline.expand(size, 1, -1)
     rows = torch.cat([head, video, newline, model.embed(batch.ids)], dim=1)
     prefix = rows.shape[1] - batch.ids.shape[1]
     positions = torch.cat([torch.arange(prefix).expand(size, -1), batch.positions], dim=1)
-    return model(rows, may_see(batch.block, prefix), positions)[:, prefix:]
+    layers = model(rows, may_see(batch.block, prefix), positions)
+    start = head.shape[1]
+    return layers[-1][:, prefix:], tuple(layer[:, start : start + video.shape[1]] for layer in layers)
+
+
+def question_states(model: TinyVlm, batch: Batch, video: Tensor) -> Tensor:
+    """The questions' last hidden states [B, Q, D] behind the videos' tokens [B, T * 49, D]."""
+    return states(model, batch, video)[0]

@@ -152,12 +152,15 @@ class TinyVlm(nn.Module):
         rows: Tensor = self.language_model.get_input_embeddings()(ids)
         return rows
 
-    def forward(self, rows: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
-        """Embeddings [B, L, D], who sees whom [B, 1, L, L] (None: causal), positions [B, L] -> hidden [B, L, D]."""
-        hidden: Tensor = self.language_model.model(
-            inputs_embeds=rows, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state
-        return hidden
+    def forward(self, rows: Tensor, mask: Tensor | None, positions: Tensor) -> tuple[Tensor, ...]:
+        """Embeddings [B, L, D], who sees whom [B, 1, L, L] (None: causal), positions [B, L] -> states of all layers.
+
+        They are [B, L, D] each: the embeddings', every layer's, the last one's normalised.
+        """
+        states: tuple[Tensor, ...] = self.language_model.model(
+            inputs_embeds=rows, attention_mask=mask, position_ids=positions, use_cache=False, output_hidden_states=True
+        ).hidden_states
+        return states
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> logits [..., vocabulary]."""

@@ -16,7 +16,7 @@ from .scenes import COLOURS, DOT, SHAPES, Mark, Video
 from .scripts import DIRECTIONS, LETTERS, split_of_word
 
 FAMILIES = ("attribute", "text", "small", "place", "motion", "order", "count", "event", "scene")
-CORNERS = ("top left", "top right", "bottom left", "bottom right")
+CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
 COUNTS = ("1", "2", "3", "4")
 BRIEF, LONG = 2, 14  # an event takes at most BRIEF frames of a video of at least LONG
 MIDDLE, BORDER = 112, 14  # pixels; closer to the middle than BORDER a mark is in no corner
@@ -134,9 +134,12 @@ def _changed(word: str, rng: Rng, split: Split) -> str:
 
 def _corner(mark: Mark) -> str:
     """The corner that a mark is in, "" if it is near the middle lines."""
-    if min(abs(mark.x - MIDDLE), abs(mark.y - MIDDLE)) < BORDER:
-        return ""
-    return f"{'top' if mark.y < MIDDLE else 'bottom'} {'left' if mark.x < MIDDLE else 'right'}"
+    return "" if min(abs(mark.x - MIDDLE), abs(mark.y - MIDDLE)) < BORDER else quarter(mark)
+
+
+def quarter(mark: Mark) -> str:
+    """The quarter of the picture that a mark's centre is in, of CORNERS."""
+    return f"{'top' if mark.y < MIDDLE else 'bottom'}-{'left' if mark.x < MIDDLE else 'right'}"
 
 
 def _place(seen: Facts, rng: Rng, _: Split) -> Iterator[Question]:

@@ -45,8 +45,7 @@ CHAT_TEMPLATE = f"""\
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer, as transformers and vLLM load it from a directory."""
-    corners = [word for corner in CORNERS for word in corner.split()]
-    words = [*QUESTION_WORDS.split(), *COLOURS, *SHAPES, *DIRECTIONS, *corners, *COUNTS, *SCENES, *LETTERS]
+    words = [*QUESTION_WORDS.split(), *COLOURS, *SHAPES, *DIRECTIONS, *CORNERS, *COUNTS, *SCENES, *LETTERS]
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys([*SPECIAL, *words]))}
     fast = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
