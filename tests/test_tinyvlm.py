@@ -18,8 +18,9 @@ pytest.importorskip("transformers")
 
 from benchmarks.tinyvlm import backgrounds, batches, data, history, stats, tokens
 from benchmarks.tinyvlm.answers import MOST_TOKENS, Encoded, greedy, kept, pool, right
+from benchmarks.tinyvlm.evaluate import Answers, coverage, summarise
 from benchmarks.tinyvlm.features import encode
-from benchmarks.tinyvlm.grid import cells, chosen
+from benchmarks.tinyvlm.grid import PLAIN, Cell, cells, chosen
 from benchmarks.tinyvlm.model import Size, TinyVlm, build, load_weights, save_weights
 from benchmarks.tinyvlm.questions import COUNTS, FAMILIES, Question, ask, spell
 from benchmarks.tinyvlm.scenes import SHAPES
@@ -201,6 +202,40 @@ def test_mcnemar_and_holm_by_hand() -> None:
     assert stats.mcnemar(first, second) == pytest.approx(2 / 2**5)
     assert stats.mcnemar(first, first) == 1.0
     assert stats.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+
+
+def test_summary_of_answers_known_beforehand(tmp_path: Path) -> None:
+    """Accuracies, differences and p-values as counted by hand; a family that plain does not answer counts nowhere."""
+    questions = {
+        n: [Question(family, "which", ("a", "b", "c", "d"), "a") for family in ("attribute", "count")]
+        for n in range(40)
+    }
+    grid = [Cell(PLAIN, 1.0, None)] + [Cell(name, 0.1, FlashVidConfig()) for name in ("flashvid", "mop")]
+    answers = Answers(tmp_path / "answers.jsonl")
+    for n in range(40):
+        for cell, is_right in zip(grid, (n < 36, n < 30, n < 20), strict=True):
+            answers.add(cell.key, n, [is_right, n < 8], 0.5)
+    again = Answers(tmp_path / "answers.jsonl")
+    assert again.known == answers.known
+    found = summarise(again, grid, questions, f"{PLAIN}@1")
+    assert (found["learned"], found["left out"], found["questions"]) == (["attribute"], {"count": 0.2}, 40)
+    plain, ours, mop = found["rows"]
+    assert [row["accuracy"][0] for row in found["rows"]] == [0.9, 0.75, 0.5]
+    assert ours["minus plain"][0] == pytest.approx(-0.15)
+    assert mop["minus flashvid"][0] == pytest.approx(-0.25)
+    assert mop["minus flashvid"][2] < 0
+    assert mop["p (Holm)"] == pytest.approx(2 / 2**10)  # ten questions, all against it
+    assert "minus flashvid" not in ours
+    assert "minus flashvid" not in plain
+    everything = summarise(again, grid, questions, f"{PLAIN}@1", "flashvid@0.1", ["attribute", "count"])
+    assert everything["rows"][0]["minus flashvid"][0] == pytest.approx(6 / 80)
+    assert everything["rows"][0]["p"] == pytest.approx(2 / 2**6)
+
+
+def test_coverage_by_hand() -> None:
+    rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # of mean 0
+    assert coverage(rows, rows[:1]) == pytest.approx((1 - 1 + 0 + 0) / 4)
+    assert coverage(rows, rows) == pytest.approx(1.0)
 
 
 def test_interval_draws_whole_videos() -> None:

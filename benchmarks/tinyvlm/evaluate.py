@@ -4,6 +4,7 @@
 import hashlib
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..clips import ROOT
 from . import data
@@ -36,7 +38,12 @@ def code_fingerprint() -> str:
 
 
 class Answers:
-    """Right and wrong by setting and video, a line each in a file: what is there is not asked again."""
+    """Right and wrong by setting and video, with its coverage, a line each in a file: what is there is not asked again.
+
+    Attributes:
+        known: (setting, video) -> whether each answer is right.
+        coverage: (setting, video) -> `coverage` of what was kept.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,14 +51,16 @@ class Answers:
         lines = path.read_text().splitlines() if path.exists() else []
         entries = [json.loads(line) for line in lines if line.endswith("}")]  # a cut line is dropped
         self.known: dict[tuple[str, int], list[bool]] = {(e["cell"], e["video"]): e["right"] for e in entries}
+        self.coverage: dict[tuple[str, int], float] = {(e["cell"], e["video"]): e["coverage"] for e in entries}
         if lines:
             path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
-    def add(self, cell: str, video: int, answers: list[bool]) -> None:
+    def add(self, cell: str, video: int, answers: list[bool], covered: float) -> None:
         """Keep what was answered about a video."""
         with self.path.open("a") as file:
-            file.write(json.dumps({"cell": cell, "video": video, "right": answers}) + "\n")
+            file.write(json.dumps({"cell": cell, "video": video, "right": answers, "coverage": covered}) + "\n")
         self.known[cell, video] = answers
+        self.coverage[cell, video] = covered
 
 
 def results_file(weights: Tensor, split: Split, questions: Questions, root: Path) -> Path:
@@ -72,9 +81,20 @@ def run(model: TinyVlm, store: Store, grid: Sequence[Cell], questions: Questions
             for cell in settings:
                 assert video is not None
                 tokens = kept(_frames(video, cell), cell.config)
-                answers.add(cell.key, number, right(model, tokens, questions[number]))
+                covered = coverage(video.tokens.flatten(0, 1), tokens)
+                answers.add(cell.key, number, right(model, tokens, questions[number]), covered)
                 advance()
     return answers
+
+
+def coverage(tokens: Tensor, left: Tensor) -> float:
+    """Mean cosine of the tokens [N, D] to their nearest of those left [B, D], the video's mean taken off both.
+
+    It says how densely what is left lies among what was there; not how good it is (see the conclusions).
+    """
+    mean = tokens.mean(0)
+    cosines = normalize(tokens - mean, dim=-1) @ normalize(left - mean, dim=-1).T
+    return float(cosines.amax(1).mean())
 
 
 def _frames(video: Encoded, cell: Cell) -> Encoded:
@@ -84,44 +104,62 @@ def _frames(video: Encoded, cell: Cell) -> Encoded:
     return Encoded(video.tokens[index], video.attention[index])
 
 
-def summarise(answers: Answers, grid: Sequence[Cell], questions: Questions, base: str) -> dict[str, Any]:
-    """Accuracies with 95 % intervals over all and by family, and paired tests against FlashVID at the same ratio.
+def summarise(
+    answers: Answers,
+    grid: Sequence[Cell],
+    questions: Questions,
+    plain: str,
+    against: str | None = None,
+    families: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Accuracies with 95 % intervals over all and by family, and paired tests against FlashVID.
 
-    ``base``: the key of the setting that tells whether a family was learned. Families below LEARNED there count in
-    no comparison and are named.
+    ``plain``: the key of the setting without compression. ``against``: the key of the setting to test all others
+    against, None for FlashVID at the same ratio. ``families``: those that count, None for all that ``plain`` answers in
+    LEARNED of the cases; the others are named. Holm's correction is over a ratio's tests, with ``against`` over all.
     """
     family = np.array([q.family for asked in questions.values() for q in asked])
     video = np.array([n for n, asked in questions.items() for _ in asked])
     correct = {cell.key: np.array([x for n in questions for x in answers.known[cell.key, n]]) for cell in grid}
-    learned = [f for f in FAMILIES if (family == f).any() and correct[base][family == f].mean() >= LEARNED]
-    missed = [f for f in FAMILIES if (family == f).any() and f not in learned]
+    asked_about = [f for f in FAMILIES if (family == f).any()]
+    if families is None:
+        families = [f for f in asked_about if correct[plain][family == f].mean() >= LEARNED]
+    learned = [f for f in asked_about if f in families]
+    missed = [f for f in asked_about if f not in families]
     if not learned:
         raise RuntimeError(f"the model answers no family of questions in {LEARNED:.0%} of the cases: train it longer")
     counts = np.isin(family, learned)
     rows = []
+    tests: dict[float, dict[str, float]] = defaultdict(dict)  # ratio -> key -> p
     for cell in grid:
         x = correct[cell.key]
         row: dict[str, Any] = {"name": cell.name, "ratio": cell.ratio, "accuracy": _accuracy(x[counts], video[counts])}
-        row["families"] = {f: _accuracy(x[family == f], video[family == f]) for f in FAMILIES if (family == f).any()}
-        same = f"flashvid@{cell.ratio:g}"
-        if same in correct and same != cell.key:
-            y = correct[same]
-            difference = x[counts].astype(float) - y[counts]
-            row["minus flashvid"] = [float(difference.mean()), *interval(difference, video[counts])]
-            row["p"] = mcnemar(x[counts], y[counts])
+        row["families"] = {f: _accuracy(x[family == f], video[family == f]) for f in asked_about}
+        row["coverage"] = statistics.mean(answers.coverage[cell.key, n] for n in questions)
+        if cell.key != plain:
+            row["minus plain"] = _difference(x[counts], correct[plain][counts], video[counts])
+        other = against or f"flashvid@{cell.ratio:g}"
+        if other in correct and other != cell.key:
+            row["minus flashvid"] = _difference(x[counts], correct[other][counts], video[counts])
+            row["p"] = mcnemar(x[counts], correct[other][counts])
+            tests[0.0 if against else cell.ratio][cell.key] = row["p"]
         rows.append(row)
-    for ratio in {row["ratio"] for row in rows}:
-        corrected = holm({row["name"]: row["p"] for row in rows if row["ratio"] == ratio and "p" in row})
-        for row in rows:
-            if row["ratio"] == ratio and "p" in row:
-                row["p (Holm)"] = corrected[row["name"]]
+    corrected = {key: p for together in tests.values() for key, p in holm(together).items()}
+    for cell, row in zip(grid, rows, strict=True):
+        if cell.key in corrected:
+            row["p (Holm)"] = corrected[cell.key]
     return {
         "questions": int(counts.sum()),
         "videos": len(set(video[counts].tolist())),
         "learned": learned,
-        "left out": {f: float(correct[base][family == f].mean()) for f in missed},
+        "left out": {f: float(correct[plain][family == f].mean()) for f in missed},
         "rows": rows,
     }
+
+
+def _difference(x: np.ndarray, y: np.ndarray, video: np.ndarray) -> list[float]:
+    """[mean of x - y, low, high], paired."""
+    return _accuracy(x.astype(float) - y, video)
 
 
 def _accuracy(values: np.ndarray, video: np.ndarray) -> list[float]:
@@ -130,15 +168,18 @@ def _accuracy(values: np.ndarray, video: np.ndarray) -> list[float]:
 
 
 def evaluate(model: TinyVlm, root: Path, videos: int, long_videos: int, quota: int = QUESTIONS) -> dict[str, Any]:
-    """The whole grid and frame expansion. Raises RuntimeError where features are missing."""
-    results: dict[str, Any] = {}
-    for split, count, grid, base in (
-        ("test", videos, cells(), f"{PLAIN}@1"),
-        ("long", long_videos, long_cells(), f"{FEWER} frames@1"),
-    ):
-        store = Store(split, count, root)  # type: ignore[arg-type]
-        store.require()
-        questions = chosen(store.split, count, quota)
-        results[split] = summarise(run(model, store, grid, questions), grid, questions, base)
+    """The whole grid and frame expansion, families as learned in the first. Raises RuntimeError without features."""
+    questions = chosen("test", videos, quota)
+    test = summarise(_answers(model, root, "test", videos, cells(), questions), cells(), questions, f"{PLAIN}@1")
+    questions = chosen("long", long_videos, quota)
+    found = _answers(model, root, "long", long_videos, long_cells(), questions)
+    few, expanded = f"{FEWER} frames@1", f"flashvid@{FEWER / data.LONG_FRAMES:g}"
+    long = summarise(found, long_cells(), questions, few, expanded, test["learned"])
     lengths = [len(data.video("test", number)) for number in range(videos)]
-    return results | {"frames of a test video": statistics.mean(lengths)}
+    return {"test": test, "long": long, "frames of a test video": statistics.mean(lengths)}
+
+
+def _answers(model: TinyVlm, root: Path, split: Split, videos: int, grid: list[Cell], questions: Questions) -> Answers:
+    store = Store(split, videos, root)
+    store.require()
+    return run(model, store, grid, questions)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .data import LONG_FRAMES
 from .grid import FEWER, METHODS, PLAIN
 
 RESULTS = Path(__file__).parent / "results"
@@ -23,16 +24,31 @@ def markdown(results: dict[str, Any]) -> str:
     test, long = results["test"], results["long"]
     lines = ["# Accuracy of a small video LLM under compression", ""]
     lines += [
-        f"{test['questions']} four-choice questions about {test['videos']} videos, in percent with 95 % intervals",
-        "(bootstrap over videos). `p`: exact McNemar test against flashvid at the same ratio, after Holm.",
+        f"{test['questions']} four-choice questions about {test['videos']} videos of "
+        f"{results['frames of a test video']:.1f} frames on average, in percent with 95 % intervals",
+        "(bootstrap over videos); chance is 25. What the figures say: [conclusions.md](conclusions.md).",
         f"Not learned and left out of every overall figure: {_left_out(test)}.",
+        "",
+        "## Methods by the share of tokens kept",
+        "",
+        *_overview(test["rows"]),
+        "",
+        "## Each ratio",
+        "",
+        "`minus plain` and `minus flashvid` are differences on the same questions, with 95 % intervals. `p`: exact",
+        "McNemar test against flashvid at the same ratio, after Holm's correction over the ratio's tests. `density`:",
+        "mean cosine of a video's tokens to the nearest kept one, the video's mean taken off; it is not quality.",
         "",
     ]
     for ratio in sorted({row["ratio"] for row in test["rows"] if row["name"] != PLAIN}, reverse=True):
         rows = [row for row in test["rows"] if row["name"] == PLAIN or row["ratio"] == ratio]
-        lines += [f"## {ratio:.0%} kept", "", *_table(rows, test["learned"]), ""]
-    lines += [f"## Frame expansion: {FEWER} frames plain, or ten times as many at a tenth", ""]
-    lines += [f"{long['questions']} questions, {long['videos']} videos; left out: {_left_out(long)}.", ""]
+        lines += [f"### {ratio:.0%} kept", "", *_table(rows, test["learned"]), ""]
+    lines += [f"## Frame expansion: {FEWER} frames plain, or {LONG_FRAMES} at a tenth", ""]
+    lines += [
+        f"{long['questions']} questions about {long['videos']} videos of {LONG_FRAMES} frames. `{PLAIN}` gets all,",
+        f"`{FEWER} frames` as many tokens as a tenth. `minus flashvid` and `p`: against flashvid at a tenth.",
+        "",
+    ]
     return "\n".join([*lines, *_table(long["rows"], long["learned"]), ""])
 
 
@@ -41,17 +57,35 @@ def _left_out(part: dict[str, Any]) -> str:
     return ", ".join(named) or "none"
 
 
-def _table(rows: list[dict[str, Any]], families: list[str]) -> list[str]:
-    lines = [f"| | all | {' | '.join(families)} | minus flashvid | p |", f"|---|{'---:|' * (len(families) + 3)}"]
-    for row in sorted(rows, key=lambda row: -row["accuracy"][0]):
-        by_family = " | ".join(f"{100 * row['families'][family][0]:.0f}" for family in families)
-        mean, low, high = (100 * x for x in row["accuracy"])
-        versus, p = "", ""
-        if "p" in row:
-            versus = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in row["minus flashvid"]))
-            p = f"{row['p (Holm)']:.2g}"
-        lines.append(f"| {row['name']} | {mean:.1f} ({low:.1f} to {high:.1f}) | {by_family} | {versus} | {p} |")
+def _overview(rows: list[dict[str, Any]]) -> list[str]:
+    ratios = sorted({row["ratio"] for row in rows if row["name"] in METHODS}, reverse=True)
+    plain = next(row["accuracy"][0] for row in rows if row["name"] == PLAIN)
+    found = {(row["name"], row["ratio"]): row["accuracy"][0] for row in rows}
+    lines = [
+        f"| | {' | '.join(['100 %', *(f'{ratio:.0%}' for ratio in ratios)])} |",
+        f"|---|{'---:|' * (len(ratios) + 1)}",
+    ]
+    for method in sorted(METHODS, key=lambda method: -sum(found[method, ratio] for ratio in ratios)):
+        line = " | ".join(f"{100 * found[method, ratio]:.1f}" for ratio in ratios)
+        lines.append(f"| {method} | {100 * plain:.1f} | {line} |")
     return lines
+
+
+def _table(rows: list[dict[str, Any]], families: list[str]) -> list[str]:
+    titles = ["all", *families, "minus plain", "minus flashvid", "p", "density"]
+    lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
+    for row in sorted(rows, key=lambda row: -row["accuracy"][0]):
+        mean, low, high = (100 * x for x in row["accuracy"])
+        cells = [f"{mean:.1f} ({low:.1f} to {high:.1f})"]
+        cells += [f"{100 * row['families'][family][0]:.0f}" for family in families]
+        cells += [_difference(row.get(f"minus {other}")) for other in ("plain", "flashvid")]
+        cells += [f"{row['p (Holm)']:.2g}" if "p" in row else "", f"{row['coverage']:.3f}"]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _difference(values: list[float] | None) -> str:
+    return "" if values is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in values))
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
