@@ -25,6 +25,7 @@ from benchmarks.tinyvlm.model import Size, TinyVlm, build, load_weights, save_we
 from benchmarks.tinyvlm.questions import COUNTS, FAMILIES, Question, ask, spell
 from benchmarks.tinyvlm.scenes import SHAPES
 from benchmarks.tinyvlm.scripts import DIRECTIONS, split_of_word
+from benchmarks.tinyvlm.variants import changed, variants
 from flashvid_vllm import FlashVidConfig
 
 VIDEOS = 150
@@ -303,6 +304,25 @@ def model_of(frames: int = 6) -> TinyVlm:
 def test_ratio_one_is_the_whole_video(encoded: Encoded) -> None:
     assert torch.equal(kept(encoded, FlashVidConfig(retention_ratio=1)), kept(encoded, None))
     assert len(kept(encoded, FlashVidConfig(retention_ratio=0.25))) == 6 * 49 // 4
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.25, 0.1])
+def test_variant_without_a_change_is_flashvid(encoded: Encoded, ratio: float) -> None:
+    config = FlashVidConfig(retention_ratio=ratio, min_segments=3, segment_threshold=0.5)
+    assert torch.equal(changed(encoded, config), kept(encoded, config))
+
+
+def test_variants_keep_at_most_as_many_tokens_and_differ(encoded: Encoded) -> None:
+    """In one segment with fewer clusters than frames, so that each change has something to change."""
+    config = FlashVidConfig(retention_ratio=0.06, min_segments=1, segment_threshold=-1.0)
+    published = kept(encoded, config)
+    for rows in (changed(encoded, config, by=by) for by in ("segment", "nearest")):
+        assert rows.shape == published.shape
+        assert not torch.equal(rows, published)
+    still = Encoded(encoded.tokens[[0, 0, 0, 1, 1, 1]], encoded.attention)
+    assert not torch.equal(changed(still, config, uneven=True), kept(still, config))
+    assert len(changed(still, config, uneven=True)) <= len(published)
+    assert len({cell.key for cell in variants()}) == len(variants())
 
 
 def test_questions_packed_answer_as_each_alone(encoded: Encoded) -> None:

@@ -11,5 +11,6 @@ test time only, and served by vLLM with the plugin as any user's LLaVA-OneVision
     python -m benchmarks.tinyvlm train           projector and LLM
     python -m benchmarks.tinyvlm build DIR       the model as a directory for transformers and vLLM
     python -m benchmarks.tinyvlm evaluate        every method at every ratio
+    python -m benchmarks.tinyvlm variants        changes to FlashVID, on the validation videos
     python -m benchmarks.tinyvlm serve           300 answers from `vllm serve` with the plugin, held against these
 """

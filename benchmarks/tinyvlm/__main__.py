@@ -11,18 +11,19 @@ import torch
 
 from . import __doc__, data, report, served
 from .blind import text_only
-from .evaluate import evaluate
+from .evaluate import evaluate, evaluate_variants
 from .features import CACHE, Store
 from .model import WEIGHTS, Size, build, load_weights
 from .train import Recipe, Training, run_folder
 
+STAGES = ("all", "data", "blind", "features", "train", "build", "evaluate", "variants", "serve")
 BLIND = 1500  # training videos whose questions are learned without them
 
 
 def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("all", "data", "blind", "features", "train", "build", "evaluate", "serve"))
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("directory", nargs="?", type=Path, help="of the model that `build` makes")
     parser.add_argument("--sheet", type=Path, help="of `data`: an image of the first test videos")
     parser.add_argument("--run", default="default", help="name of the training run")
@@ -90,6 +91,10 @@ def main() -> int:
     if stage in ("all", "evaluate"):
         report.write(evaluate(load_weights(options.weights), CACHE, options.test, options.long), options.results)
         print((options.results / "accuracy.md").read_text())
+    if stage in ("all", "variants"):
+        found = evaluate_variants(load_weights(options.weights), CACHE, options.validation)
+        report.write_variants(found, options.results)
+        print((options.results / "variants.md").read_text())
     if stage in ("all", "serve"):
         model, store = load_weights(options.weights), Store("test", options.test)
         store.require()

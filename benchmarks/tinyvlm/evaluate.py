@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from ..clips import ROOT
 from . import data
-from .answers import Encoded, encoded, kept, right
+from .answers import encoded, right
 from .backgrounds import Split
 from .features import Store, fingerprint
 from .grid import FEWER, PLAIN, QUESTIONS, Cell, cells, chosen, long_cells
@@ -24,8 +24,10 @@ from .model import TinyVlm
 from .progress import progress
 from .questions import FAMILIES, Question
 from .stats import holm, interval, mcnemar
+from .variants import variants
 
 Questions = dict[int, list[Question]]  # of each video
+VARIANT_QUESTIONS = 200  # of a family
 LEARNED = 0.40  # least plain accuracy of a family that is compared; chance is 0.25
 
 
@@ -80,7 +82,7 @@ def run(model: TinyVlm, store: Store, grid: Sequence[Cell], questions: Questions
             video = encoded(model, store, number) if settings else None
             for cell in settings:
                 assert video is not None
-                tokens = kept(_frames(video, cell), cell.config)
+                tokens = cell.tokens(video)
                 covered = coverage(video.tokens.flatten(0, 1), tokens)
                 answers.add(cell.key, number, right(model, tokens, questions[number]), covered)
                 advance()
@@ -95,13 +97,6 @@ def coverage(tokens: Tensor, left: Tensor) -> float:
     mean = tokens.mean(0)
     cosines = normalize(tokens - mean, dim=-1) @ normalize(left - mean, dim=-1).T
     return float(cosines.amax(1).mean())
-
-
-def _frames(video: Encoded, cell: Cell) -> Encoded:
-    if cell.frames is None:
-        return video
-    index = torch.from_numpy(np.linspace(0, len(video.tokens) - 1, cell.frames).round().astype(int))
-    return Encoded(video.tokens[index], video.attention[index])
 
 
 def summarise(
@@ -177,6 +172,13 @@ def evaluate(model: TinyVlm, root: Path, videos: int, long_videos: int, quota: i
     long = summarise(found, long_cells(), questions, few, expanded, test["learned"])
     lengths = [len(data.video("test", number)) for number in range(videos)]
     return {"test": test, "long": long, "frames of a test video": statistics.mean(lengths)}
+
+
+def evaluate_variants(model: TinyVlm, root: Path, videos: int, quota: int = VARIANT_QUESTIONS) -> dict[str, Any]:
+    """Changes to FlashVID on the validation videos, families as learned there."""
+    questions = chosen("validation", videos, quota)
+    found = _answers(model, root, "validation", videos, variants(), questions)
+    return summarise(found, variants(), questions, f"{PLAIN}@1")
 
 
 def _answers(model: TinyVlm, root: Path, split: Split, videos: int, grid: list[Cell], questions: Questions) -> Answers:

@@ -60,8 +60,8 @@ class Store:
 
     @property
     def compressible(self) -> bool:
-        """Whether the attention is kept: training and validation never compress."""
-        return self.split in ("test", "long")
+        """Whether the attention is kept: training never compresses."""
+        return self.split != "train"
 
     @property
     def folder(self) -> Path:
@@ -93,7 +93,7 @@ class Store:
         return self._rows(self._features, number)
 
     def attention(self, number: int) -> Tensor:
-        """[T, 196] float32, the attention that each patch receives in layer DEPTH; test and long videos only."""
+        """[T, 196] float32, the attention that each patch receives in layer DEPTH; not of training videos."""
         return self._rows(self._attention, number)
 
     def _rows(self, memory: Tensor, number: int) -> Tensor:
@@ -108,7 +108,7 @@ class Store:
     @cached_property
     def _attention(self) -> Tensor:
         if not self.compressible:
-            raise ValueError(f"the attention of {self.split} videos is not kept; that of test and long videos is")
+            raise ValueError("the attention of training videos is not kept; that of all others is")
         return self._map("attention", (PATCHES,), torch.float32)
 
     def _map(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -2,14 +2,19 @@
 """What is evaluated: settings by name, and the test questions, as many of each family."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.config import ABLATIONS
 from flashvid_vllm.methods import PEERS
 
 from . import data
+from .answers import Encoded, kept
 from .backgrounds import Split
 from .questions import FAMILIES, Question
 
@@ -23,17 +28,31 @@ FEWER = 8  # frames of a long video that the plain model gets, for as many token
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting. ``config`` None: nothing is compressed. ``frames``: how many of the video's frames, None for all."""
+    """One setting.
+
+    ``config`` None: nothing is compressed. ``frames``: how many of the video's frames, None for all. ``function``: what
+    compresses in the place of `flashvid_vllm.compress`.
+    """
 
     name: str
     ratio: float
     config: FlashVidConfig | None
     frames: int | None = None
+    function: Callable[[Encoded, FlashVidConfig], Tensor] | None = None
 
     @property
     def key(self) -> str:
         """Its name in files."""
         return f"{self.name}@{self.ratio:g}"
+
+    def tokens(self, video: Encoded) -> Tensor:
+        """The tokens [B, D] that the LLM gets."""
+        if self.frames is not None:
+            index = torch.linspace(0, len(video.tokens) - 1, self.frames).round().long()
+            video = Encoded(video.tokens[index], video.attention[index])
+        if self.function is not None and self.config is not None:
+            return self.function(video, self.config)
+        return kept(video, self.config)
 
 
 def _cell(name: str, ratio: float, **settings: Any) -> Cell:
@@ -48,6 +67,7 @@ def cells() -> list[Cell]:
         grid += [_cell(f"selection {s}", ratio, selection=s) for s in ("attention", "diversity", "attention_diversity")]
         grid += [_cell(f"alpha {a:g}", ratio, alpha=a) for a in (0.1, 0.3, 0.5, 0.9)]
         grid += [_cell(f"merge_threshold {t:g}", ratio, merge_threshold=t) for t in (0.7, 0.9)]
+        grid += [_cell(f"min_segments {n}", ratio, min_segments=n) for n in (1, 4)]
     return grid
 
 

@@ -40,9 +40,7 @@ def markdown(results: dict[str, Any]) -> str:
         "mean cosine of a video's tokens to the nearest kept one, the video's mean taken off; it is not quality.",
         "",
     ]
-    for ratio in sorted({row["ratio"] for row in test["rows"] if row["name"] != PLAIN}, reverse=True):
-        rows = [row for row in test["rows"] if row["name"] == PLAIN or row["ratio"] == ratio]
-        lines += [f"### {ratio:.0%} kept", "", *_table(rows, test["learned"]), ""]
+    lines += _ratios(test["rows"], test["learned"], "###")
     lines += [f"## Frame expansion: {FEWER} frames plain, or {LONG_FRAMES} at a tenth", ""]
     lines += [
         f"{long['questions']} questions about {long['videos']} videos of {LONG_FRAMES} frames. `{PLAIN}` gets all,",
@@ -50,6 +48,28 @@ def markdown(results: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join([*lines, *_table(long["rows"], long["learned"]), ""])
+
+
+def write_variants(found: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write variants.json and variants.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "variants.json").write_text(json.dumps(found, indent=1) + "\n")
+    lines = ["# Changes to FlashVID, on the validation videos", ""]
+    lines += [
+        f"{found['questions']} questions about {found['videos']} videos; `benchmarks/tinyvlm/variants.py` says what",
+        f"each change is. Left out: {_left_out(found)}.",
+        "",
+    ]
+    (folder / "variants.md").write_text("\n".join([*lines, *_ratios(found["rows"], found["learned"], "##")]))
+
+
+def _ratios(rows: list[dict[str, Any]], families: list[str], heading: str) -> list[str]:
+    """A table of each ratio."""
+    lines = []
+    for ratio in sorted({row["ratio"] for row in rows if row["name"] != PLAIN}, reverse=True):
+        of_it = [row for row in rows if row["name"] == PLAIN or row["ratio"] == ratio]
+        lines += [f"{heading} {ratio:.0%} kept", "", *_table(of_it, families), ""]
+    return lines
 
 
 def _left_out(part: dict[str, Any]) -> str:

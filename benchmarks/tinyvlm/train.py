@@ -53,7 +53,7 @@ class Recipe:
     clip: float = 1.0
     seed: int = 0
     videos: int = data.SIZES["train"]
-    validation: int = data.SIZES["validation"]
+    validation: int = 80
 
 
 @dataclass

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""Changes to FlashVID that its figures suggest, tried on the validation videos: an option needs to win there first.
+
+segment       clusters of a segment's roots together, instead of each frame's: no root is dropped
+nearest       roots of a frame that got no cluster join the nearest one of their segment, instead of being dropped
+uneven        frames that differ from the one before get more of the budget, still ones less
+threshold t   links above another cosine; -1 links until each segment has as many trees as it may keep
+min_segments  fewer segments at least, so that trees are longer
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+import flashvid_vllm.ops as ops
+from flashvid_vllm import FlashVidConfig
+from flashvid_vllm.budget import plan
+from flashvid_vllm.compress import (
+    _cluster_frames,
+    _cluster_shares,
+    _frame_shares,
+    _keep_strongest,
+    _segment_sum,
+    _select,
+)
+
+from .answers import Encoded
+from .grid import PLAIN, Cell
+
+RATIOS = (0.25, 0.10, 0.05)
+
+
+def variants() -> list[Cell]:
+    """FlashVID as it is, and every change."""
+    cells = [Cell(PLAIN, 1.0, None)]
+    for ratio in RATIOS:
+        share = partial(FlashVidConfig, ratio)
+        cells.append(Cell("flashvid", ratio, share()))
+        cells += [Cell(f"threshold {t:g}", ratio, share(merge_threshold=t)) for t in (-1.0, 0.6, 0.7, 0.9)]
+        cells += [Cell(f"min_segments {n}", ratio, share(min_segments=n)) for n in (1, 4)]
+        cells += [Cell(by, ratio, share(), function=partial(changed, by=by)) for by in ("segment", "nearest")]
+        cells.append(Cell("uneven", ratio, share(), function=partial(changed, uneven=True)))
+        both = partial(changed, by="segment", uneven=True)
+        cells.append(Cell("uneven and segment", ratio, share(), function=both))
+        long = partial(changed, by="segment")
+        cells.append(Cell("segment and min_segments 1", ratio, share(min_segments=1), function=long))
+    return cells
+
+
+def changed(video: Encoded, config: FlashVidConfig, by: str = "frame", uneven: bool = False) -> Tensor:
+    """FlashVID with the clusters of a "frame", a "segment", or of a frame and the dropped roots to the "nearest".
+
+    ``uneven``: K of a frame in proportion to what has changed in it. With neither it is FlashVID.
+    """
+    features, attention = video.tokens, video.attention
+    num_frames, n, _ = features.shape
+    budget = plan(num_frames, n, config)
+    position = torch.arange(num_frames * n)
+    frames = features.float().mean(1)
+    segment_id = ops.segment_frames(frames, config.segment_threshold, config.min_segments, config.backend)
+    shares = _uneven(frames, budget.selected, n) if uneven else [budget.selected_per_frame] * num_frames
+    candidate = torch.ones(num_frames, n, dtype=torch.bool)
+    selected = {k: _select(features, attention, segment_id, k, config) for k in set(shares)}
+    for t, k in enumerate(shares):
+        candidate[t, selected[k][t]] = False
+    quota = _segment_sum(_frame_shares(budget, features.device), segment_id)
+    quota = quota.minimum(_segment_sum(candidate.sum(1), segment_id))  # uneven may leave fewer candidates
+    similarity, parent = ops.match_tokens(features, candidate, segment_id, config.merge_threshold, config.matching)
+    parent = _keep_strongest(parent, similarity, candidate, segment_id, quota)
+    root = ops.tree_roots(parent)
+    tree_root, tree_mean, _ = ops.pool_trees(features, root, candidate)
+    center = _centers(tree_mean, tree_root // n, segment_id, quota, config, by)
+    center_tree, merged, _ = ops.pool_trees(tree_mean[None], center[None], center[None] >= 0)
+    kept = torch.cat([position[~candidate.flatten()], tree_root[center_tree]])
+    tokens = torch.cat([features.flatten(0, 1)[~candidate.flatten()], merged.to(features.dtype)])
+    return tokens[kept.argsort()]
+
+
+def _uneven(frames: Tensor, total: int, most: int) -> list[int]:
+    """``total`` tokens over the frames [T, D], by 1 + the change from the frame before in units of the mean change."""
+    change = torch.cat([torch.ones(1), 1 - cosine_similarity(frames[1:], frames[:-1])])
+    change[0] = change[1:].max() if len(change) > 1 else 1.0  # the first frame is all new
+    weight = 1 + change / change.mean().clamp(min=1e-6)
+    before = (weight.cumsum(0) / weight.sum() * total).floor().long().tolist()
+    before[-1] = total
+    return [min(b - a, most) for a, b in zip([0, *before], before, strict=False)]
+
+
+def _centers(mean: Tensor, frame: Tensor, segment_id: Tensor, quota: Tensor, config: FlashVidConfig, by: str) -> Tensor:
+    """Each tree's centre, as in `compress`; trees are in the order of frames, so of segments too."""
+    roots = torch.bincount(frame, minlength=len(segment_id))
+    if by == "segment":
+        first = torch.cat([torch.tensor([True]), segment_id[1:] != segment_id[:-1]])
+        together = torch.zeros(int(segment_id[-1]) + 1, dtype=torch.int64).index_add_(0, segment_id, roots)
+        return _cluster_frames(mean, together, quota[first], config)
+    center = _cluster_frames(mean, roots, _cluster_shares(roots, segment_id, quota), config)
+    if by == "nearest":
+        for tree in (center < 0).nonzero().flatten().tolist():
+            same = (segment_id[frame] == segment_id[frame[tree]]) & (center == torch.arange(len(center)))
+            if (others := same.nonzero().flatten()).numel():
+                center[tree] = others[(mean[others] - mean[tree]).norm(dim=1).argmin()]
+    return center
