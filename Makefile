@@ -14,7 +14,7 @@ MARKS = $(shell nvidia-smi -L >/dev/null 2>&1 || test -e /dev/kfd || echo "not g
 PYTEST = $(BIN)/python -m pytest -q -m "$(MARKS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full compat check bench fidelity serving frames clean
+.PHONY: help setup demo test test-full compat check bench fidelity serving frames tinyvlm clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ serving: setup ## plain vLLM, EVS, VidCom2 and FlashVID under load: half an hour
 
 frames: setup ## 16 to 160 frames of a video under one budget, against plain vLLM
 	@$(BIN)/python -m benchmarks.frames
+
+tinyvlm: setup ## accuracy of every method on a small video LLM trained here: 1 h on 2 cores, goes on where it was
+	@$(BIN)/python -m benchmarks.tinyvlm all
 
 clean: ## remove what make has made: the environment, caches, clips, build products
 	rm -rf .venv .cache build dist *.egg-info flashvid_vllm/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

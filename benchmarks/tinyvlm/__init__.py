@@ -4,7 +4,7 @@
 Real CLIP ViT-B/16 tower, frozen; projector and a small Qwen2 trained from scratch on full tokens only; compressed at
 test time only, and served by vLLM with the plugin as any user's LLaVA-OneVision model would be.
 
-    python -m benchmarks.tinyvlm all             everything below, each stage resumed where it stopped
+    python -m benchmarks.tinyvlm all             all of it, going on where it stopped; trains if there are no weights
     python -m benchmarks.tinyvlm data            what the videos and questions are; --sheet FILE.png draws some
     python -m benchmarks.tinyvlm blind           that the questions cannot be answered without the video
     python -m benchmarks.tinyvlm features        the tower's outputs of all frames, to .cache/tinyvlm

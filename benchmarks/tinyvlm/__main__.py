@@ -4,12 +4,14 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 
 from . import __doc__, data, report, served
+from .backgrounds import Split
 from .blind import text_only
 from .evaluate import evaluate, evaluate_variants
 from .features import CACHE, Store
@@ -61,44 +63,72 @@ def check_blind(options: argparse.Namespace) -> None:
         raise RuntimeError(f"answered above chance without the video: {', '.join(leaks)}")
 
 
-def make_features(options: argparse.Namespace) -> None:
-    """The tower's outputs of all splits."""
-    for split in data.SIZES:
+def fill(options: argparse.Namespace, *splits: Split) -> None:
+    """The tower's outputs of the splits, what is missing of them."""
+    for split in splits:
         Store(split, getattr(options, split)).fill()
 
 
 def train(options: argparse.Namespace) -> None:
     """Train, or go on."""
+    fill(options, "train", "validation")
     chosen = {field.name: getattr(options, field.name) for field in fields(Recipe) if hasattr(options, field.name)}
     recipe = Recipe(**chosen, videos=options.train)
     Training(recipe, Size(), run_folder(options.run)).run(options.weights)
 
 
+def compare_methods(options: argparse.Namespace) -> None:
+    """Every method on the test and the long videos."""
+    fill(options, "test", "long")
+    report.write(evaluate(load_weights(options.weights), CACHE, options.test, options.long), options.results)
+    print((options.results / "accuracy.md").read_text())
+
+
+def compare_variants(options: argparse.Namespace) -> None:
+    """Changes to FlashVID on the validation videos."""
+    fill(options, "validation")
+    found = evaluate_variants(load_weights(options.weights), CACHE, options.validation)
+    report.write_variants(found, options.results)
+    print((options.results / "variants.md").read_text())
+
+
+def compare_served(options: argparse.Namespace) -> None:
+    """Answers of a server against those in torch."""
+    fill(options, "test")
+    model, store = load_weights(options.weights), Store("test", options.test)
+    directory = CACHE / f"served-{served.fingerprint(options.weights, 'test')}"
+    served.write(served.compare(model, store, directory), options.results)
+
+
+def everything(options: argparse.Namespace) -> None:
+    """All that the committed results are made of; what is there is not trained again."""
+    if options.weights.exists():
+        print(f"{options.weights} is there: not trained again (`train` does, without it)")
+    else:
+        check_blind(options)
+        train(options)
+    compare_methods(options)
+    compare_variants(options)
+    compare_served(options)
+
+
 def main() -> int:
     """The command line."""
     options = parse()
-    stage = options.stage
-    if stage == "data":
-        show_data(options)
-    if stage in ("all", "blind"):
-        check_blind(options)
-    if stage in ("all", "features"):
-        make_features(options)
-    if stage in ("all", "train"):
-        train(options)
-    if stage == "build":
-        print(build(load_weights(options.weights), options.directory, getattr(torch, options.dtype)))
-    if stage in ("all", "evaluate"):
-        report.write(evaluate(load_weights(options.weights), CACHE, options.test, options.long), options.results)
-        print((options.results / "accuracy.md").read_text())
-    if stage in ("all", "variants"):
-        found = evaluate_variants(load_weights(options.weights), CACHE, options.validation)
-        report.write_variants(found, options.results)
-        print((options.results / "variants.md").read_text())
-    if stage in ("all", "serve"):
-        model, store = load_weights(options.weights), Store("test", options.test)
-        store.require()
-        served.write(served.compare(model, store, CACHE / "model"), options.results)
+    stages: dict[str, Callable[[argparse.Namespace], object]] = {
+        "all": everything,
+        "data": show_data,
+        "blind": check_blind,
+        "features": lambda options: fill(options, *data.SIZES),
+        "train": train,
+        "build": lambda options: print(
+            build(load_weights(options.weights), options.directory, getattr(torch, options.dtype))
+        ),
+        "evaluate": compare_methods,
+        "variants": compare_variants,
+        "serve": compare_served,
+    }
+    stages[options.stage](options)
     return 0
 
 

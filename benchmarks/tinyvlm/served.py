@@ -2,6 +2,7 @@
 """The same answers from `vllm serve` with the plugin: answer for answer against torch on cached features."""
 
 import base64
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import numpy as np
 
 from flashvid_vllm import FlashVidConfig
 
+from ..clips import ROOT
 from ..server import VllmServer
 from . import data
 from .answers import encoded, greedy, kept
+from .backgrounds import Split
 from .features import Store
+from .features import fingerprint as features_fingerprint
 from .grid import chosen
 from .model import TinyVlm, build
 from .progress import progress
@@ -31,30 +35,53 @@ def data_url(frames: np.ndarray) -> str:
     return "data:video/jpeg;base64," + ",".join(base64.b64encode(image).decode() for image in images)
 
 
-def compare(model: TinyVlm, store: Store, directory: Path, count: int = QUESTIONS) -> dict[str, Any]:
-    """Ask ``count`` test questions at each of RATIOS, served and in torch.
+def fingerprint(weights: Path, split: Split) -> str:
+    """What the answers depend on, as 12 hexadecimal digits: weights, videos and questions, the plugin."""
+    sources = sorted(path for name in ("flashvid_vllm", "kernels", "csrc") for path in (ROOT / name).rglob("*.*"))
+    digest = hashlib.sha256(weights.read_bytes())
+    digest.update(b"".join(path.read_bytes() for path in sources if path.suffix in (".py", ".cpp", ".h")))
+    digest.update(f"{features_fingerprint(split)} {asked(split, 40, QUESTIONS)!r}".encode())
+    return digest.hexdigest()[:12]
 
-    Returns how many answers agree and how many are right, by ratio, and those that differ.
+
+def asked(split: Split, videos: int, count: int) -> list[tuple[int, Question]]:
+    """The first ``count`` of the questions that all methods answer, each with its video."""
+    everything = [(n, q) for n, questions in chosen(split, videos).items() for q in questions]
+    return everything[:count]
+
+
+def compare(model: TinyVlm, store: Store, directory: Path, count: int = QUESTIONS) -> dict[str, Any]:
+    """Ask ``count`` test questions at each of RATIOS, served and in torch; goes on where it stopped.
+
+    ``directory``: where the model as vLLM loads it is made; the answers are kept beside it. Returns how many answers
+    agree and how many are right, by ratio, and those that differ.
     """
     if not (directory / "config.json").exists():
         build(model, directory)
-    asked = [(n, q) for n, questions in chosen(store.split, store.count).items() for q in questions][:count]
-    results: dict[str, Any] = {"questions": len(asked), "agree": {}, "right": {}, "differ": []}
-    arguments = ["--plugin", "flashvid", "--dtype", "float32", "--max-model-len", "4096", "--enforce-eager"]
-    with VllmServer(directory, *arguments, env={"VLLM_CPU_KVCACHE_SPACE": "1"}) as server:
-        client = server.client()
-        for ratio in RATIOS:
-            agree = right = 0
-            with progress(f"served at {ratio:.0%}", len(asked)) as advance:
-                for number, question in asked:
-                    here = _here(model, store, number, question, ratio)
-                    there = _there(client, server.model, number, question, ratio)
-                    agree += here == there
-                    right += there == question.answer
-                    if here != there:
-                        results["differ"].append([ratio, number, question.text, here, there])
+    questions = asked(store.split, store.count, count)
+    path = directory.with_name(f"{directory.name}.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    known = {(line["ratio"], line["video"], line["question"]): line for line in lines}
+    todo = [(r, n, q) for r in RATIOS for n, q in questions if (r, n, q.prompt()) not in known]
+    if todo:
+        arguments = ["--plugin", "flashvid", "--dtype", "float32", "--max-model-len", "4096", "--enforce-eager"]
+        with VllmServer(directory, *arguments, env={"VLLM_CPU_KVCACHE_SPACE": "1"}) as server, path.open("a") as file:
+            client = server.client()
+            with progress("served", len(RATIOS) * len(questions), len(known)) as advance:
+                for ratio, number, question in todo:
+                    line = {"ratio": ratio, "video": number, "question": question.prompt(), "answer": question.answer}
+                    line["torch"] = _here(model, store, number, question, ratio)
+                    line["vllm"] = _there(client, server.model, number, question, ratio)
+                    file.write(json.dumps(line) + "\n")
+                    file.flush()
+                    known[ratio, number, question.prompt()] = line
                     advance()
-            results["agree"][f"{ratio:g}"], results["right"][f"{ratio:g}"] = agree, right
+    results: dict[str, Any] = {"questions": len(questions), "agree": {}, "right": {}, "differ": []}
+    for ratio in RATIOS:
+        of_it = [known[ratio, number, question.prompt()] for number, question in questions]
+        results["agree"][f"{ratio:g}"] = sum(line["torch"] == line["vllm"] for line in of_it)
+        results["right"][f"{ratio:g}"] = sum(line["vllm"] == line["answer"] for line in of_it)
+        results["differ"] += [line for line in of_it if line["torch"] != line["vllm"]]
     return results
 
 
