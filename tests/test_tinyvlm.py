@@ -320,8 +320,8 @@ def test_variants_keep_at_most_as_many_tokens_and_differ(encoded: Encoded) -> No
         assert rows.shape == published.shape
         assert not torch.equal(rows, published)
     still = Encoded(encoded.tokens[[0, 0, 0, 1, 1, 1]], encoded.attention)
-    assert not torch.equal(changed(still, config, uneven=True), kept(still, config))
-    assert len(changed(still, config, uneven=True)) <= len(published)
+    assert not torch.equal(changed(still, config, uneven=1.0), kept(still, config))
+    assert len(changed(still, config, uneven=1.0)) <= len(published)
     assert len({cell.key for cell in variants()}) == len(variants())
 
 
