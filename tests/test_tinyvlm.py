@@ -26,7 +26,7 @@ from benchmarks.tinyvlm.questions import COUNTS, FAMILIES, Question, ask, spell
 from benchmarks.tinyvlm.scenes import SHAPES
 from benchmarks.tinyvlm.scripts import DIRECTIONS, split_of_word
 from benchmarks.tinyvlm.variants import changed, variants
-from flashvid_vllm import FlashVidConfig
+from flashvid_vllm import FlashVidConfig, compress
 
 VIDEOS = 150
 # weight's ending -> its factor: attention that is not nearly uniform and counts
@@ -304,6 +304,27 @@ def model_of(frames: int = 6) -> TinyVlm:
 def test_ratio_one_is_the_whole_video(encoded: Encoded) -> None:
     assert torch.equal(kept(encoded, FlashVidConfig(retention_ratio=1)), kept(encoded, None))
     assert len(kept(encoded, FlashVidConfig(retention_ratio=0.25))) == 6 * 49 // 4
+
+
+def test_positions_of_the_whole_video_are_those_of_all_its_tokens(encoded: Encoded) -> None:
+    """With every token at its place nothing changes; a token moved elsewhere changes the answer's states."""
+    model = model_of()
+    rows = encoded.tokens.flatten(0, 1)
+    batch = batches.collate([batches.Sample(0, [], data.questions("test", 0))], video=len(rows))
+    plain = batches.question_states(model, batch, rows[None])
+    place = torch.arange(len(rows))
+    assert torch.equal(batches.question_states(model, batch, rows[None], place), plain)
+    few = torch.arange(0, len(rows), 5)
+    spread = batches.question_states(model, batch, rows[None, few], few)
+    masked = rows[None, few]
+    close = batches.collate([batches.Sample(0, [], data.questions("test", 0))], video=len(few))
+    assert not torch.allclose(spread, batches.question_states(model, close, masked), atol=1e-4)
+    cell = next(cell for cell in variants() if cell.spread)
+    kept_rows, index = cell.tokens(encoded)
+    assert index is not None
+    assert cell.config is not None
+    assert torch.equal(kept_rows, kept(encoded, cell.config))
+    assert torch.equal(index, compress(encoded.tokens, encoded.attention, cell.config).source_index)
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.25, 0.1])

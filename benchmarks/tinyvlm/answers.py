@@ -56,14 +56,18 @@ def kept(video: Encoded, config: FlashVidConfig | None) -> Tensor:
 
 
 @torch.no_grad()
-def right(model: TinyVlm, tokens: Tensor, questions: Sequence[Question]) -> list[bool]:
+def right(
+    model: TinyVlm, tokens: Tensor, questions: Sequence[Question], place: Tensor | None = None, whole: int = 0
+) -> list[bool]:
     """Whether greedy decoding answers each question behind the tokens [B, D] right.
+
+    ``place`` [B]: their positions in a video of ``whole`` tokens; None: one after the other, as LLaVA's are.
 
     All questions run in one sequence, each sees the video and itself: an answer is right if every token of the true
     one is the likeliest behind those before it.
     """
-    batch = collate([Sample(0, [], list(questions))], video=len(tokens))
-    best = model.head(question_states(model, batch, tokens[None])).argmax(-1)
+    batch = collate([Sample(0, [], list(questions))], video=len(tokens) if place is None else whole)
+    best = model.head(question_states(model, batch, tokens[None], place)).argmax(-1)
     wrong = (best != batch.targets) & (batch.targets != IGNORED)
     return [not bool(wrong[batch.block == number].any()) for number in range(1, len(questions) + 1)]
 

@@ -169,9 +169,12 @@ def video_tokens(model: TinyVlm, batch: Batch, store: Store) -> Tensor:
     return model.video_tokens(torch.cat(features).to(dtype)).unflatten(0, (len(features), -1)).flatten(1, 2)
 
 
-def states(model: TinyVlm, batch: Batch, video: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def states(
+    model: TinyVlm, batch: Batch, video: Tensor, place: Tensor | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Of the videos' tokens [B, T * 49, D] with the questions behind them, states [B, ..., D]: see `TinyVlm.forward`.
 
+    ``place``: [T * 49], where each token was in the video that `collate` was told about; None: they are that video.
     Returns the questions' behind the last layer [B, Q, D], and the videos' of all layers [B, T * 49, D].
     """
     size = len(video)
@@ -179,12 +182,15 @@ def states(model: TinyVlm, batch: Batch, video: Tensor) -> tuple[Tensor, tuple[T
     newline = model.newline.expand(size, 1, -1)
     rows = torch.cat([head, video, newline, model.embed(batch.ids)], dim=1)
     prefix = rows.shape[1] - batch.ids.shape[1]
-    positions = torch.cat([torch.arange(prefix).expand(size, -1), batch.positions], dim=1)
+    before = torch.arange(prefix)
+    if place is not None:
+        before = torch.cat([before[:1], 1 + place, batch.positions[0, :1] - 1])  # <user>, the video, the newline
+    positions = torch.cat([before.expand(size, -1), batch.positions], dim=1)
     layers = model(rows, may_see(batch.block, prefix), positions)
     start = head.shape[1]
     return layers[-1][:, prefix:], tuple(layer[:, start : start + video.shape[1]] for layer in layers)
 
 
-def question_states(model: TinyVlm, batch: Batch, video: Tensor) -> Tensor:
-    """The questions' last hidden states [B, Q, D] behind the videos' tokens [B, T * 49, D]."""
-    return states(model, batch, video)[0]
+def question_states(model: TinyVlm, batch: Batch, video: Tensor, place: Tensor | None = None) -> Tensor:
+    """The questions' last hidden states [B, Q, D] behind the videos' tokens [B, T * 49, D]; see `states`."""
+    return states(model, batch, video, place)[0]

@@ -69,6 +69,8 @@ def results_file(weights: Tensor, split: Split, questions: Questions, root: Path
     """Where the answers of these weights to these questions are kept."""
     digest = hashlib.sha256(weights.numpy().tobytes() + repr(questions).encode())
     digest.update(f"{fingerprint(split)} {code_fingerprint()}".encode())
+    if split == "validation":  # where variants are tried
+        digest.update(Path(__file__).with_name("variants.py").read_bytes())
     return root / "answers" / f"{split}-{digest.hexdigest()[:12]}.jsonl"
 
 
@@ -82,9 +84,10 @@ def run(model: TinyVlm, store: Store, grid: Sequence[Cell], questions: Questions
             video = encoded(model, store, number) if settings else None
             for cell in settings:
                 assert video is not None
-                tokens = cell.tokens(video)
-                covered = coverage(video.tokens.flatten(0, 1), tokens)
-                answers.add(cell.key, number, right(model, tokens, questions[number]), covered)
+                tokens, place = cell.tokens(video)
+                everything = video.tokens.flatten(0, 1)
+                found = right(model, tokens, questions[number], place, len(everything))
+                answers.add(cell.key, number, found, coverage(everything, tokens))
                 advance()
     return answers
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashvid_vllm import FlashVidConfig
+from flashvid_vllm import FlashVidConfig, compress
 from flashvid_vllm.config import ABLATIONS
 from flashvid_vllm.methods import PEERS
 
@@ -31,7 +31,7 @@ class Cell:
     """One setting.
 
     ``config`` None: nothing is compressed. ``frames``: how many of the video's frames, None for all. ``function``: what
-    compresses in the place of `flashvid_vllm.compress`.
+    compresses in the place of `flashvid_vllm.compress`. ``spread``: tokens stay at their positions in the whole video.
     """
 
     name: str
@@ -39,20 +39,24 @@ class Cell:
     config: FlashVidConfig | None
     frames: int | None = None
     function: Callable[[Encoded, FlashVidConfig], Tensor] | None = None
+    spread: bool = False
 
     @property
     def key(self) -> str:
         """Its name in files."""
         return f"{self.name}@{self.ratio:g}"
 
-    def tokens(self, video: Encoded) -> Tensor:
-        """The tokens [B, D] that the LLM gets."""
+    def tokens(self, video: Encoded) -> tuple[Tensor, Tensor | None]:
+        """The tokens [B, D] that the LLM gets, and with ``spread`` their positions [B] in the whole video."""
         if self.frames is not None:
             index = torch.linspace(0, len(video.tokens) - 1, self.frames).round().long()
             video = Encoded(video.tokens[index], video.attention[index])
-        if self.function is not None and self.config is not None:
-            return self.function(video, self.config)
-        return kept(video, self.config)
+        if self.config is not None and self.spread:
+            compressed = compress(video.tokens, video.attention, self.config)
+            return compressed.tokens, compressed.source_index
+        if self.config is not None and self.function is not None:
+            return self.function(video, self.config), None
+        return kept(video, self.config), None
 
 
 def _cell(name: str, ratio: float, **settings: Any) -> Cell:

@@ -4,6 +4,8 @@
 import base64
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +68,13 @@ def compare(model: TinyVlm, store: Store, directory: Path, count: int = QUESTION
     if todo:
         arguments = ["--plugin", "flashvid", "--dtype", "float32", "--max-model-len", "4096", "--enforce-eager"]
         with VllmServer(directory, *arguments, env={"VLLM_CPU_KVCACHE_SPACE": "1"}) as server, path.open("a") as file:
-            client = server.client()
-            with progress("served", len(RATIOS) * len(questions), len(known)) as advance:
+            client, bar = server.client(), progress("served", len(RATIOS) * len(questions), len(known))
+            with bar as advance, ThreadPoolExecutor(1) as beside:
                 for ratio, number, question in todo:
                     line = {"ratio": ratio, "video": number, "question": question.prompt(), "answer": question.answer}
+                    there = beside.submit(_there, client, server.model, number, question, ratio)
                     line["torch"] = _here(model, store, number, question, ratio)
-                    line["vllm"] = _there(client, server.model, number, question, ratio)
+                    line["vllm"] = there.result()
                     file.write(json.dumps(line) + "\n")
                     file.flush()
                     known[ratio, number, question.prompt()] = line
@@ -90,9 +93,14 @@ def _here(model: TinyVlm, store: Store, number: int, question: Question, ratio: 
     return greedy(model, tokens, question)
 
 
+@lru_cache(maxsize=1)
+def _url(number: int) -> str:
+    return data_url(render(data.video("test", number)))
+
+
 def _there(client: Any, name: str, number: int, question: Question, ratio: float) -> str:
     content = [
-        {"type": "video_url", "video_url": {"url": data_url(render(data.video("test", number)))}},
+        {"type": "video_url", "video_url": {"url": _url(number)}},
         {"type": "text", "text": question.prompt()},
     ]
     answer = client.chat.completions.create(

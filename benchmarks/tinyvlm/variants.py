@@ -7,6 +7,7 @@ uneven u      frames that differ from the one before get more of ADTS's share: b
 novelty       ADTS weighs a token by how much it differs from the nearest one of the frame before, too
 threshold t   links above another cosine; -1 links until each segment has as many trees as it may keep
 min_segments  fewer segments at least, so that trees are longer; "T/4": a quarter of the frames, 8 at most
+spread        kept tokens stay at their positions in the whole video, as with M-RoPE, instead of being counted anew
 """
 
 from dataclasses import replace
@@ -51,6 +52,8 @@ def variants() -> list[Cell]:
     for ratio in RATIOS:
         share = partial(FlashVidConfig, ratio)
         cells += [Cell(method, ratio, share(method=method)) for method in ("flashvid", "tstm", "evs")]
+        cells += [Cell(f"{m}, spread", ratio, share(method=m), spread=True) for m in ("flashvid", "tstm", "evs")]
+        cells.append(Cell("one segment, spread", ratio, share(min_segments=1), spread=True))
         cells += [Cell(f"threshold {t:g}", ratio, share(merge_threshold=t)) for t in (-1.0, 0.6, 0.7, 0.9)]
         cells += [Cell(f"min_segments {n}", ratio, share(min_segments=n)) for n in (1, 2, 4)]
         cells.append(Cell("min_segments T/4", ratio, share(), function=_a_quarter))
