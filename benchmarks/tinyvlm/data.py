@@ -15,7 +15,7 @@ from .scenes import Video, render
 from .scripts import Script, write
 
 SEED = 0
-SIZES: dict[Split, int] = {"train": 3200, "validation": 320, "test": 320, "long": 64}  # videos
+SIZES: dict[Split, int] = {"train": 3200, "validation": 200, "test": 320, "long": 64}  # videos
 # kinds of script and their shares of a split's videos: in the test, questions of each family are about as many
 KINDS = {"move": 0.32, "sequence": 0.26, "count": 0.24, "event": 0.18}
 TEST_KINDS = {"move": 0.24, "sequence": 0.18, "count": 0.34, "event": 0.24}

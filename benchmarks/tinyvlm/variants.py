@@ -33,7 +33,7 @@ from flashvid_vllm.compress import (
 from .answers import Encoded, kept
 from .grid import PLAIN, Cell
 
-RATIOS = (0.25, 0.10, 0.05)
+RATIOS = (0.25, 0.10)
 CHANGES: dict[str, dict[str, Any]] = {
     "segment": {"by": "segment"},
     "nearest": {"by": "nearest"},
