@@ -3,7 +3,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ RATIOS = (0.25, 0.20, 0.15, 0.10, 0.05)
 ABLATION_RATIOS = (0.25, 0.10)
 METHODS = ("flashvid", *ABLATIONS, *PEERS)
 PLAIN = "plain"
+SPREAD = ", spread"  # ends the names of settings whose tokens stay at their positions in the whole video
 QUESTIONS = 120  # of a family
 FEWER = 8  # frames of a long video that the plain model gets, for as many tokens as a tenth of all has
 
@@ -72,13 +73,18 @@ def cells() -> list[Cell]:
         grid += [_cell(f"alpha {a:g}", ratio, alpha=a) for a in (0.1, 0.3, 0.5, 0.9)]
         grid += [_cell(f"merge_threshold {t:g}", ratio, merge_threshold=t) for t in (0.7, 0.9)]
         grid += [_cell(f"min_segments {n}", ratio, min_segments=n) for n in (1, 4)]
+        grid += [
+            replace(_cell(method, ratio, method=method), name=f"{method}{SPREAD}", spread=True) for method in METHODS
+        ]
+        grid.append(replace(_cell(f"min_segments 1{SPREAD}", ratio, min_segments=1), spread=True))
     return grid
 
 
 def long_cells() -> list[Cell]:
     """Frame expansion: few frames plain, or ten times as many at a tenth."""
     methods = [_cell(method, FEWER / data.LONG_FRAMES, method=method) for method in METHODS]
-    return [Cell(f"{FEWER} frames", 1.0, None, FEWER), *methods, Cell(PLAIN, 1.0, None)]
+    spread = [replace(cell, name=f"{cell.name}{SPREAD}", spread=True) for cell in methods]
+    return [Cell(f"{FEWER} frames", 1.0, None, FEWER), *methods, *spread, Cell(PLAIN, 1.0, None)]
 
 
 def chosen(split: Split, videos: int, quota: int = QUESTIONS) -> dict[int, list[Question]]:

@@ -31,7 +31,7 @@ from flashvid_vllm.compress import (
 )
 
 from .answers import Encoded, kept
-from .grid import PLAIN, Cell
+from .grid import PLAIN, SPREAD, Cell
 
 RATIOS = (0.25, 0.10)
 CHANGES: dict[str, dict[str, Any]] = {
@@ -52,8 +52,8 @@ def variants() -> list[Cell]:
     for ratio in RATIOS:
         share = partial(FlashVidConfig, ratio)
         cells += [Cell(method, ratio, share(method=method)) for method in ("flashvid", "tstm", "evs")]
-        cells += [Cell(f"{m}, spread", ratio, share(method=m), spread=True) for m in ("flashvid", "tstm", "evs")]
-        cells.append(Cell("one segment, spread", ratio, share(min_segments=1), spread=True))
+        cells += [Cell(f"{m}{SPREAD}", ratio, share(method=m), spread=True) for m in ("flashvid", "tstm", "evs")]
+        cells.append(Cell(f"one segment{SPREAD}", ratio, share(min_segments=1), spread=True))
         cells += [Cell(f"threshold {t:g}", ratio, share(merge_threshold=t)) for t in (-1.0, 0.6, 0.7, 0.9)]
         cells += [Cell(f"min_segments {n}", ratio, share(min_segments=n)) for n in (1, 2, 4)]
         cells.append(Cell("min_segments T/4", ratio, share(), function=_a_quarter))
