@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .data import LONG_FRAMES
-from .grid import FEWER, METHODS, PLAIN
+from .grid import FEWER, METHODS, PLAIN, SPREAD
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -116,17 +116,19 @@ def plot(results: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     rows = results["test"]["rows"]
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    figure, axes = pyplot.subplots(figsize=(9.5, 5))
     for place, method in enumerate(METHODS):
         points = sorted((row["ratio"], 100 * row["accuracy"][0]) for row in rows if row["name"] == method)
         width = 3.0 if method == "flashvid" else 1.2
         axes.plot(*zip(*points, strict=True), marker="o", ms=4, lw=width, label=method, color=f"C{place % 10}",
                   ls="-" if place < 10 else "--")  # fmt: skip
+    spread = sorted((row["ratio"], 100 * row["accuracy"][0]) for row in rows if row["name"] == f"flashvid{SPREAD}")
+    axes.plot(*zip(*spread, strict=True), marker="s", ms=5, lw=3, ls=":", label=f"flashvid{SPREAD}", color="C0")
     plain = next(row["accuracy"][0] for row in rows if row["name"] == PLAIN)
     axes.axhline(100 * plain, color="black", lw=1, label="all tokens")
     axes.axhline(25, color="grey", lw=1, ls=":", label="chance")
     axes.set(xlabel="share of visual tokens kept", ylabel="accuracy [%]")
-    axes.legend(ncols=2, fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
