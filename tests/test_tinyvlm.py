@@ -316,9 +316,8 @@ def test_positions_of_the_whole_video_are_those_of_all_its_tokens(encoded: Encod
     assert torch.equal(batches.question_states(model, batch, rows[None], place), plain)
     few = torch.arange(0, len(rows), 5)
     spread = batches.question_states(model, batch, rows[None, few], few)
-    masked = rows[None, few]
     close = batches.collate([batches.Sample(0, [], data.questions("test", 0))], video=len(few))
-    assert not torch.allclose(spread, batches.question_states(model, close, masked), atol=1e-4)
+    assert not torch.allclose(spread, batches.question_states(model, close, rows[None, few]), atol=1e-4)
     cell = next(cell for cell in variants() if cell.spread)
     kept_rows, index = cell.tokens(encoded)
     assert index is not None

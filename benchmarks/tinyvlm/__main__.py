@@ -96,7 +96,7 @@ def compare_served(options: argparse.Namespace) -> None:
     """Answers of a server against those in torch."""
     fill(options, "test")
     model, store = load_weights(options.weights), Store("test", options.test)
-    directory = CACHE / f"served-{served.fingerprint(options.weights, 'test')}"
+    directory = CACHE / f"served-{served.fingerprint(options.weights)}"
     served.write(served.compare(model, store, directory), options.results)
 
 

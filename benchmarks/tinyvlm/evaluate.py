@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..clips import ROOT
+from ..record import fingerprint as code_of
+from ..record import plugin_sources
 from . import data
 from .answers import encoded, right
 from .backgrounds import Split
@@ -29,14 +30,6 @@ from .variants import variants
 Questions = dict[int, list[Question]]  # of each video
 VARIANT_QUESTIONS = 200  # of a family
 LEARNED = 0.40  # least plain accuracy of a family that is compared; chance is 0.25
-
-
-def code_fingerprint() -> str:
-    """What the answers depend on in the plugin, as 12 hexadecimal digits."""
-    files = [ROOT / "flashvid_vllm" / f"{name}.py" for name in ("budget", "config", "compress")]
-    for folder in (ROOT / "flashvid_vllm" / "methods", ROOT / "kernels" / "ops", ROOT / "csrc"):
-        files += [path for path in folder.iterdir() if path.suffix in (".py", ".cpp", ".h")]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:12]
 
 
 class Answers:
@@ -68,7 +61,7 @@ class Answers:
 def results_file(weights: Tensor, split: Split, questions: Questions, root: Path) -> Path:
     """Where the answers of these weights to these questions are kept."""
     digest = hashlib.sha256(weights.numpy().tobytes() + repr(questions).encode())
-    digest.update(f"{fingerprint(split)} {code_fingerprint()}".encode())
+    digest.update(f"{fingerprint(split)} {code_of(plugin_sources())}".encode())
     if split == "validation":  # where variants are tried
         digest.update(Path(__file__).with_name("variants.py").read_bytes())
     return root / "answers" / f"{split}-{digest.hexdigest()[:12]}.jsonl"

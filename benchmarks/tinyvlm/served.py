@@ -2,7 +2,6 @@
 """The same answers from `vllm serve` with the plugin: answer for answer against torch on cached features."""
 
 import base64
-import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -15,10 +14,11 @@ import numpy as np
 from flashvid_vllm import FlashVidConfig
 
 from ..clips import ROOT
+from ..record import fingerprint as fingerprint_of_files
+from ..record import fingerprint_of, plugin_sources
 from ..server import VllmServer
 from . import data
 from .answers import encoded, greedy, kept
-from .backgrounds import Split
 from .features import Store
 from .features import fingerprint as features_fingerprint
 from .grid import chosen
@@ -37,19 +37,10 @@ def data_url(frames: np.ndarray) -> str:
     return "data:video/jpeg;base64," + ",".join(base64.b64encode(image).decode() for image in images)
 
 
-def fingerprint(weights: Path, split: Split) -> str:
-    """What the answers depend on, as 12 hexadecimal digits: weights, videos and questions, the plugin."""
-    sources = sorted(path for name in ("flashvid_vllm", "kernels", "csrc") for path in (ROOT / name).rglob("*.*"))
-    digest = hashlib.sha256(weights.read_bytes())
-    digest.update(b"".join(path.read_bytes() for path in sources if path.suffix in (".py", ".cpp", ".h")))
-    digest.update(f"{features_fingerprint(split)} {asked(split, 40, QUESTIONS)!r}".encode())
-    return digest.hexdigest()[:12]
-
-
-def asked(split: Split, videos: int, count: int) -> list[tuple[int, Question]]:
-    """The first ``count`` of the questions that all methods answer, each with its video."""
-    everything = [(n, q) for n, questions in chosen(split, videos).items() for q in questions]
-    return everything[:count]
+def fingerprint(weights: Path) -> str:
+    """What the answers about test videos depend on, as 12 hexadecimal digits: weights, frames, the plugin."""
+    sources = {*plugin_sources(), *(ROOT / "flashvid_vllm").rglob("*.py"), weights}
+    return fingerprint_of((fingerprint_of_files(sources), features_fingerprint("test")))
 
 
 def compare(model: TinyVlm, store: Store, directory: Path, count: int = QUESTIONS) -> dict[str, Any]:
@@ -60,7 +51,8 @@ def compare(model: TinyVlm, store: Store, directory: Path, count: int = QUESTION
     """
     if not (directory / "config.json").exists():
         build(model, directory)
-    questions = asked(store.split, store.count, count)
+    asked = chosen(store.split, store.count).items()
+    questions = [(number, question) for number, of_it in asked for question in of_it][:count]
     path = directory.with_name(f"{directory.name}.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     known = {(line["ratio"], line["video"], line["question"]): line for line in lines}
@@ -83,7 +75,9 @@ def compare(model: TinyVlm, store: Store, directory: Path, count: int = QUESTION
     for ratio in RATIOS:
         of_it = [known[ratio, number, question.prompt()] for number, question in questions]
         results["agree"][f"{ratio:g}"] = sum(line["torch"] == line["vllm"] for line in of_it)
-        results["right"][f"{ratio:g}"] = sum(line["vllm"] == line["answer"] for line in of_it)
+        results["right"][f"{ratio:g}"] = sum(
+            line["vllm"] == question.answer for line, (_, question) in zip(of_it, questions, strict=True)
+        )
         results["differ"] += [line for line in of_it if line["torch"] != line["vllm"]]
     return results
 

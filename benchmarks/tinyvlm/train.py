@@ -3,8 +3,8 @@
 
 Three auxiliary losses take part: visual tokens are aligned with the words for what they show (`alignment`), a shape's
 tokens tell what has become of it so far (`history`), and the answer is asked for at the question's last word too, one
-token early. In trials of 400 steps all families but the
-scenes stayed at chance without the start that `TinyVlm` gives its attention, with these losses or without them.
+token early. In trials of 400 steps all families but the scenes stayed at chance without the start that `TinyVlm` gives
+its attention, with the first and the last of these losses or without them.
 """
 
 import json
