@@ -36,8 +36,9 @@ def engine_args(*, mm_processor_kwargs: Mapping[str, Any] | None = None, **setti
     Args:
         mm_processor_kwargs: further arguments for the model's own processor.
         **settings: any of FlashVidConfig's; what is not given follows the model family's
-            preset. Also ``enabled`` (False: off unless a request asks for it) and
-            ``request_overrides`` (False: requests may not change anything).
+            preset. Also ``enabled`` (False: off unless a request asks for it),
+            ``request_overrides`` (False: requests may not change anything) and ``positions``
+            ("original": LLaVA's kept tokens keep theirs in the uncompressed prompt).
 
     Raises:
         ValueError: an unknown or a bad setting.

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from . import cli, metrics
+from . import cli, metrics, rope
 from .models import FAMILIES, supported
 from .settings import KEY, check_request, check_server, describe, request_part
 
@@ -135,6 +135,7 @@ def _patch_start(engine_args: Any) -> None:
         self.video_pruning_rate = cli.PRUNING_ON
         config = original(self, *args, **kwargs)
         _refuse_unsupported(config)
+        rope.set_positions(config.model_config, settings)
         _use_our_cpu_worker(config.parallel_config)
         _use_our_encoder_cache(config.ec_manager_config)
         _let_requests_through()

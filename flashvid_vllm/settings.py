@@ -17,8 +17,11 @@ ENABLED = "enabled"
 REQUEST_OVERRIDES = "request_overrides"
 BACKEND = "backend"
 METHOD = "method"
-SERVER_KEYS = (*CONFIG_KEYS, ENABLED, REQUEST_OVERRIDES)
-REQUEST_KEYS = tuple(key for key in SERVER_KEYS if key not in (BACKEND, REQUEST_OVERRIDES))
+POSITIONS = "positions"
+CONSECUTIVE, ORIGINAL = "consecutive", "original"
+SERVER_KEYS = (*CONFIG_KEYS, ENABLED, REQUEST_OVERRIDES, POSITIONS)
+SERVER_ONLY = {BACKEND: "the backend", POSITIONS: "the positions"}
+REQUEST_KEYS = tuple(key for key in SERVER_KEYS if key not in (*SERVER_ONLY, REQUEST_OVERRIDES))
 _BUDGETS = ("retention_ratio", "token_budget")
 
 
@@ -38,8 +41,9 @@ def check_request(settings: Any, server: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"this server takes no {KEY!r} settings from requests (--no-flashvid-request-overrides); leave them out"
         )
-    if isinstance(settings, Mapping) and BACKEND in settings:
-        raise ValueError(f"{BACKEND}={settings[BACKEND]!r}: the server chooses the backend; leave it out")
+    for name, what in SERVER_ONLY.items():
+        if isinstance(settings, Mapping) and name in settings:
+            raise ValueError(f"{name}={settings[name]!r}: the server chooses {what}; leave it out")
     checked = _check(settings, REQUEST_KEYS)
     refuse_unread(checked, checked.get(METHOD, server.get(METHOD, FlashVidConfig.method)))
     return checked
@@ -94,6 +98,8 @@ def describe(server: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
     parts = [f"{name}={value}" for name, value in shown.items()]
     if not server.get(ENABLED, True):
         parts.insert(0, "off unless a request asks for it")
+    if POSITIONS in server:
+        parts.append(f"{POSITIONS}={server[POSITIONS]}")
     if not server.get(REQUEST_OVERRIDES, True):
         parts.append("requests may not change it")
     return ", ".join(parts)
@@ -114,6 +120,8 @@ def _check(settings: Any, keys: tuple[str, ...]) -> dict[str, Any]:
     for name in (ENABLED, REQUEST_OVERRIDES):
         if not isinstance(settings.get(name, True), bool):
             raise ValueError(f"{name} must be true or false, got {settings[name]!r}")
+    if settings.get(POSITIONS, ORIGINAL) not in (CONSECUTIVE, ORIGINAL):
+        raise ValueError(f"{POSITIONS} must be one of {CONSECUTIVE}, {ORIGINAL}, got {settings[POSITIONS]!r}")
     given = {name: value for name, value in settings.items() if name in CONFIG_KEYS}
     for name, value in given.items():
         if value is None and name not in _BUDGETS:
@@ -121,4 +129,4 @@ def _check(settings: Any, keys: tuple[str, ...]) -> dict[str, Any]:
     checked = FlashVidConfig(**given)
     refuse_unread(given, checked.method)  # here even a default was given
     out = {name: getattr(checked, name) for name, value in given.items() if value is not None}
-    return out | {name: settings[name] for name in (ENABLED, REQUEST_OVERRIDES) if name in settings}
+    return out | {name: settings[name] for name in (ENABLED, REQUEST_OVERRIDES, POSITIONS) if name in settings}

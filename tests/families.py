@@ -2,7 +2,7 @@
 """The model families, as the tests see them: tiny model, independent oracle, how a prompt names its media."""
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ class Family:
         image, video: what a prompt of vLLM's has where the media go.
         oracle_image, oracle_video: the same in a prompt of the oracle's.
         tolerance: of a log-probability.
+        original: whether LLaVA's kept tokens keep their positions in the uncompressed prompt.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class Family:
     oracle_video: str = VIDEO
     dtype: torch.dtype = torch.float32
     tolerance: float = 2e-5
+    original: bool = False
 
     def make(self, directory: Path) -> Path:
         """The tiny model in a new ``directory``, its answers sharp."""
@@ -40,7 +42,15 @@ class Family:
 
     def load_oracle(self, directory: Path) -> Any:
         """The oracle of the model in ``directory``."""
-        return importlib.import_module(f"tests.oracles.{self.oracle}").Oracle(directory, self.dtype)
+        oracle = importlib.import_module(f"tests.oracles.{self.oracle}").Oracle(directory, self.dtype)
+        if self.original:
+            oracle.original = True
+        return oracle
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """FlashVID's settings that belong to it."""
+        return {"positions": "original"} if self.original else {}
 
     @property
     def engine_options(self) -> dict[str, Any]:
@@ -64,7 +74,11 @@ LLAVA_ONEVISION = _llava("llava_onevision", "llava_onevision")
 LLAVA_ONEVISION_CLIP = _llava("llava_onevision_clip", "llava_onevision")
 LLAVA_VIDEO = _llava("llava_video", "llava_video", "<|endoftext|><image>")
 LLAVA_VIDEO_FRAME = _llava("llava_video_frame", "llava_video", "<|endoftext|><image>")
+LLAVA_ONEVISION_ORIGINAL = replace(LLAVA_ONEVISION, original=True)
+LLAVA_VIDEO_ORIGINAL = replace(LLAVA_VIDEO, original=True)
+LLAVA_VIDEO_FRAME_ORIGINAL = replace(LLAVA_VIDEO_FRAME, original=True)
 EXACT = [
     *(QWEN3_VL, QWEN3_VL_MOE, QWEN3_5, QWEN3_5_MOE),
     *(LLAVA_ONEVISION, LLAVA_ONEVISION_CLIP, LLAVA_VIDEO, LLAVA_VIDEO_FRAME),
+    *(LLAVA_ONEVISION_ORIGINAL, LLAVA_VIDEO_ORIGINAL, LLAVA_VIDEO_FRAME_ORIGINAL),
 ]

@@ -18,7 +18,7 @@ import torch
 from flashvid_vllm.processor import count_tokens
 
 from .engine import Clip, check, engine, greedy, picture, prompt_of, record_positions
-from .families import EXACT, LLAVA_VIDEO, QWEN3_5, QWEN3_5_MOE, QWEN3_VL, Family
+from .families import EXACT, LLAVA_ONEVISION, LLAVA_VIDEO, QWEN3_5, QWEN3_5_MOE, QWEN3_VL, Family
 from .oracles.qwen3_5_float32 import float32_linear_attention
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,9 @@ def runs() -> list[Any]:
     """Each family with whole prompts, and with prompts in chunks smaller than a video."""
     longer = [pytest.mark.longer, pytest.mark.skipif(QUICK, reason="make test-full")]
     return [
-        pytest.param((family, how), id=f"{family.kind}-{how}", marks=longer if is_longer else [])
+        pytest.param(
+            (family, how), id=f"{family.kind}{'-original' * family.original}-{how}", marks=longer if is_longer else []
+        )
         for family in EXACT
         for how in ("whole", "chunked")
         for is_longer in [family.kind in VARIANTS or (how == "chunked" and family is not QWEN3_VL)]
@@ -82,7 +84,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         options |= {"max_num_batched_tokens": 32, "max_num_seqs": 8, "enable_prefix_caching": True}
     directory = family.make(tmp_path_factory.mktemp("model") / family.kind)
     linear_attention = float32_linear_attention() if family in (QWEN3_5, QWEN3_5_MOE) else nullcontext()
-    with linear_attention, engine(directory, **engine_args(retention_ratio=0.3), **options) as llm:
+    with linear_attention, engine(directory, **engine_args(retention_ratio=0.3, **family.settings), **options) as llm:
         yield Served(family, llm, family.load_oracle(directory))
 
 
@@ -151,3 +153,19 @@ def test_llava_video_is_served_without_the_option_too(tmp_path: Path) -> None:
         assert output.prompt_token_ids == other.prompt_token_ids
         with pytest.raises(ValueError, match="the prompt has 2 places for videos"):
             greedy(llm, [prompt_of("<image><image>What happens?", [OTHER])])
+
+
+def test_original_positions_beyond_the_models_are_refused(tmp_path: Path) -> None:
+    """A prompt that fits when compressed, but whose uncompressed positions the rotary embedding does not have."""
+    from flashvid_vllm import engine_args
+
+    directory = LLAVA_ONEVISION.make(tmp_path / "model")
+    options = {"max_model_len": 200, "hf_overrides": {"text_config": {"max_position_embeddings": 200}}}
+    settings = {"retention_ratio": 0.1}
+    long, short = (prompt_of("<video>", [Clip(frames, 96, 96)], [], settings) for frames in (40, 4))
+    with engine(directory, **engine_args(positions="original"), **options) as llm:
+        with pytest.raises(ValueError, match=r"before compression this prompt has [0-9]+ tokens.*reaches to 200"):
+            greedy(llm, [long])
+        assert greedy(llm, [short])[0].outputs[0].token_ids
+    with engine(directory, **engine_args(), **options) as llm:
+        assert greedy(llm, [long])[0].outputs[0].token_ids

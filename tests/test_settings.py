@@ -58,11 +58,18 @@ def test_a_bad_server_option_names_what_is_wrong(settings: Any, message: str) ->
         check_server(settings)
 
 
-def test_a_request_cannot_choose_the_backend() -> None:
-    """One that this server has not would raise in the engine."""
-    with pytest.raises(ValueError, match="the server chooses the backend"):
-        check_request({"backend": "torch"}, {})
-    assert check_server({"backend": "torch"}) == {"backend": "torch"}
+@pytest.mark.parametrize(("name", "value"), [("backend", "torch"), ("positions", "original")])
+def test_a_request_cannot_choose_what_is_the_servers(name: str, value: str) -> None:
+    """A backend that this server has not would raise in the engine; positions are the model's."""
+    with pytest.raises(ValueError, match=f"the server chooses the {name}"):
+        check_request({name: value}, {})
+    assert check_server({name: value}) == {name: value}
+
+
+@pytest.mark.parametrize("value", ["spread", None, 1])
+def test_unknown_positions(value: Any) -> None:
+    with pytest.raises(ValueError, match=f"positions must be one of consecutive, original, got {value!r}"):
+        check_server({"positions": value})
 
 
 @pytest.mark.parametrize("key", ["flashvidd", "flashVid", "flash_vid", "flashvi", "FLASHVID"])

@@ -3,6 +3,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,3 +101,26 @@ def test_one_line_says_what_is_on(sharp_model: Path, caplog: pytest.LogCaptureFi
     for part in (str(sharp_model), "Qwen2_5_VLForConditionalGeneration", "retention_ratio=0.1", "alpha=0.6",
                  "min_segments=4", "selection=attention_diversity", "requests may not change it"):  # fmt: skip
         assert part in lines[0].getMessage()
+
+
+def test_positions_of_a_model_with_mrope(sharp_model: Path) -> None:
+    message = refusal(sharp_model, **engine_args(positions="consecutive"))
+    assert "positions='consecutive'" in message
+    assert "leave it out" in message
+    config_of(sharp_model, **engine_args(positions="original"))  # which it has anyway
+
+
+def test_original_positions_need_a_rope_that_vllm_has_with_mrope() -> None:
+    from flashvid_vllm.rope import set_positions
+
+    text = SimpleNamespace(
+        rope_parameters={"rope_type": "linear", "factor": 2.0}, hidden_size=64, num_attention_heads=2
+    )
+    model = SimpleNamespace(architecture="LlavaOnevisionForConditionalGeneration", hf_text_config=text)
+    with pytest.raises(ValueError, match="types default, yarn; this model's is 'linear'"):
+        set_positions(model, {"positions": "original"})
+    set_positions(model, {"positions": "consecutive"})
+    assert "mrope_section" not in text.rope_parameters
+    text.rope_parameters["rope_type"] = "default"
+    set_positions(model, {"positions": "original"})
+    assert sum(text.rope_parameters["mrope_section"]) == 16  # half of a head's 32 channels

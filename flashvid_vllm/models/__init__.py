@@ -17,11 +17,13 @@ class Family:
         module: the file here with the class that replaces vLLM's own under the same name.
         examples: checkpoints that have it, for messages.
         preset: the paper's settings for it where they differ from FlashVidConfig's defaults.
+        consecutive: whether its positions are 1-D and count what is left, unless the server says otherwise.
     """
 
     module: str
     examples: str
     preset: Mapping[str, Any] = field(default_factory=dict)
+    consecutive: bool = False
 
 
 QWEN_PRESET = {"min_segments": 4, "selection": "attention_diversity"}
@@ -32,8 +34,8 @@ FAMILIES: dict[str, Family] = {
     "Qwen3VLMoeForConditionalGeneration": Family("qwen3_vl", "Qwen/Qwen3-VL-*-A*B", QWEN_PRESET),
     "Qwen3_5ForConditionalGeneration": Family("qwen3_5", "Qwen/Qwen3.5-*", QWEN_PRESET),
     "Qwen3_5MoeForConditionalGeneration": Family("qwen3_5", "Qwen/Qwen3.5-*-A*B", QWEN_PRESET),
-    "LlavaOnevisionForConditionalGeneration": Family("llava_onevision", "llava-hf/llava-onevision-*"),
-    "LlavaQwenForCausalLM": Family("llava_video", "lmms-lab/LLaVA-Video-*-Qwen2"),
+    "LlavaOnevisionForConditionalGeneration": Family("llava_onevision", "llava-hf/llava-onevision-*", consecutive=True),
+    "LlavaQwenForCausalLM": Family("llava_video", "lmms-lab/LLaVA-Video-*-Qwen2", consecutive=True),
 }
 
 

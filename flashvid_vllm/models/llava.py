@@ -1,20 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""What the LLaVA families share: a SigLIP or CLIP tower, frames pooled by interpolation, newlines, 1-D positions."""
+"""What the LLaVA families share: a SigLIP or CLIP tower, frames pooled by interpolation, newlines, 1-D positions.
+
+Their positions count what is left of a prompt, as published. With ``positions="original"`` (see ``rope``) the LLM is
+told them as M-RoPE with three equal rows, and kept tokens stay where they are in the uncompressed prompt.
+"""
 
 import math
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
-from vllm.multimodal.inputs import MultiModalKwargsItem
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
+from vllm.multimodal.parse import VideoProcessorItems
 
 from ..attention import frame_attention, watch_attention
 from ..compress import CompressedVideo
 from ..config import FlashVidConfig
+from ..positions import append_positions
 from ..processor import FlashVidProcessor
-from .base import FlashVidModel
+from .full_positions import FullPositionsModel
+
+# of a video; a worker gets the positions of a video that the prefix cache covers from fields on the CPU alone
+FRAMES = "flashvid_frames"
 
 
 class LlavaProcessor(FlashVidProcessor):
@@ -28,9 +39,49 @@ class LlavaProcessor(FlashVidProcessor):
         height, width = frames.shape[-2:]
         return len(frames), self.info._get_num_frame_tokens(image_width=width, image_height=height)
 
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        result = super().apply(inputs, timing_ctx)
+        if self.info.flashvid_server is not None and self.info.ctx.model_config.uses_mrope:
+            self._refuse_long(inputs.mm_data_items, result)
+        return result
 
-class LlavaModel(FlashVidModel):
-    """Mixin for the family's model; a family says where its newlines go."""
+    def _refuse_long(self, mm_items: Any, result: Any) -> None:
+        """ValueError if a prompt's positions, those of dropped tokens counted, go beyond the model's."""
+        kept = result["mm_placeholders"].get("video", [])
+        if not kept or not isinstance(videos := mm_items["video"], VideoProcessorItems):
+            return
+        side = self.info.get_hf_config().vision_config.image_size
+        per_frame = self.info._get_num_frame_tokens(image_width=side, image_height=side)
+        full = sum(len(self.video_layout(None, [per_frame] * videos.get_num_frames(i))) for i in range(len(kept)))
+        dropped = full - sum(video.length for video in kept)
+        spans = len(result["prompt_token_ids"]) + dropped
+        model = self.info.ctx.model_config
+        limit = max(model.hf_text_config.max_position_embeddings, model.max_model_len)
+        if dropped and spans > limit:  # without dropped tokens vLLM holds the prompt to max_model_len
+            raise ValueError(
+                f"before compression this prompt has {spans} tokens, and positions='original' reaches to {limit}: "
+                "send fewer frames, or serve without that option"
+            )
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        data = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        if self.info.ctx.model_config.uses_mrope and "pixel_values_videos" in data:
+            data[FRAMES] = torch.tensor([[len(frames)] for frames in data["pixel_values_videos"]])
+        return data
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
+        if FRAMES in hf_inputs:
+            fields = {**fields, FRAMES: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
+        return fields
+
+
+class LlavaModel(FullPositionsModel):
+    """Mixin for the family's model; a family says where its newlines go.
+
+    Attributes:
+        flashvid_original: whether kept tokens keep their positions in the uncompressed prompt.
+    """
 
     config: Any
     vision_tower: Any
@@ -43,9 +94,20 @@ class LlavaModel(FlashVidModel):
         if self.flashvid_on:
             # vLLM counts a step of the encoder in compressed tokens: many raw videos would fit into one
             self.requires_sequential_video_encoding = True
+        self.flashvid_original = vllm_config.model_config.uses_mrope
+        if self.flashvid_original:
+            self.supports_mrope = self.supports_multimodal_pruning = True
 
     def add_newlines(self, video: CompressedVideo, num_frames: int, tokens_per_frame: int) -> Tensor:
         """The embeddings of a compressed video, newlines included: [B + newlines, D]."""
+        raise NotImplementedError
+
+    def newline_places(self, num_frames: int, tokens_per_frame: int) -> Tensor:
+        """Where the newlines that `add_newlines` adds stand in the uncompressed video, its newlines counted."""
+        raise NotImplementedError
+
+    def num_newlines(self, num_frames: int) -> int:
+        """Newlines of an uncompressed video."""
         raise NotImplementedError
 
     def tokens_per_frame(self) -> int:
@@ -55,6 +117,10 @@ class LlavaModel(FlashVidModel):
 
     def video_grids(self, **kwargs: Any) -> list[tuple[int, int]]:
         return [(len(frames), self.tokens_per_frame()) for frames in kwargs["pixel_values_videos"]]
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        kwargs.pop(FRAMES, None)
+        return super().embed_multimodal(**kwargs)
 
     def _process_video_pixels(self, inputs: Any) -> Any:
         videos = inputs["pixel_values_videos"]
@@ -66,8 +132,45 @@ class LlavaModel(FlashVidModel):
                 out.extend(super()._process_video_pixels({"pixel_values_videos": frames[None]}))  # type: ignore[misc]
                 continue
             features, attention = self._encode(frames, config)
-            out.append(self.add_newlines(self.compress_video(features, attention, config), *features.shape[:2]))
+            video = self.compress_video(features, attention, config)
+            rows = self.add_newlines(video, *features.shape[:2])
+            out.append(
+                append_positions(rows, self._places(video, *features.shape[:2])) if self.flashvid_original else rows
+            )
         return out
+
+    # --- positions, asked for with `flashvid_original` only
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        return self.first_positions(input_tokens, mm_features)
+
+    def recompute_mrope_positions(
+        self,
+        input_ids: list[int] | Tensor,
+        multimodal_embeddings: Sequence[Tensor],
+        mrope_positions: Tensor,
+        num_computed_tokens: int,
+    ) -> tuple[Sequence[Tensor], Tensor, int]:
+        return self.final_positions(input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens)
+
+    def full_layout(self, item: Any) -> list[int]:
+        num_frames = int(item[FRAMES].data)
+        return [self.config.video_token_index] * (num_frames * self.tokens_per_frame() + self.num_newlines(num_frames))
+
+    def plain_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        return torch.arange(len(input_tokens)).repeat(3, 1), 0
+
+    def embedding_width(self) -> int:
+        return int(self.config.text_config.hidden_size)
+
+    def media_ids(self) -> tuple[int, int]:
+        return self.config.video_token_index, self.config.image_token_index
+
+    def _places(self, video: CompressedVideo, num_frames: int, n: int) -> Tensor:
+        """Where each row of a compressed video stands in the uncompressed one, newlines counted: [3, B + newlines]."""
+        newlines = self.num_newlines(num_frames) * video.source_index // (num_frames * n)
+        kept = video.source_index.cpu() + newlines.cpu()
+        return torch.cat([kept, self.newline_places(num_frames, n)]).sort().values.repeat(3, 1)
 
     def _encode(self, frames: Tensor, config: FlashVidConfig) -> tuple[Tensor, Tensor | None]:
         """Pooled features [T, N, D] and received attention [T, N] of one video."""

@@ -29,3 +29,9 @@ class Processor(LlavaProcessor, upstream.LlavaOnevisionMultiModalProcessor):
 class LlavaOnevisionForConditionalGeneration(LlavaModel, upstream.LlavaOnevisionForConditionalGeneration):
     def add_newlines(self, video: CompressedVideo, num_frames: int, tokens_per_frame: int) -> Tensor:
         return torch.cat([video.tokens, self.image_newline[None]])
+
+    def num_newlines(self, num_frames: int) -> int:
+        return 1
+
+    def newline_places(self, num_frames: int, tokens_per_frame: int) -> Tensor:
+        return torch.tensor([num_frames * tokens_per_frame])

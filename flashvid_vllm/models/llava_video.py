@@ -165,3 +165,12 @@ class LlavaQwenForCausalLM(LlavaModel, PlainModel):
         frame = video.source_index // tokens_per_frame
         line = frame if newlines == num_frames else torch.zeros_like(frame)
         return insert_newlines(video.tokens, line, self.image_newline, newlines)
+
+    def num_newlines(self, num_frames: int) -> int:
+        return num_newlines(self.config, num_frames, compressed=False)
+
+    def newline_places(self, num_frames: int, tokens_per_frame: int) -> Tensor:
+        lines = num_newlines(self.config, num_frames, compressed=True)
+        tokens, newlines = num_frames * tokens_per_frame, self.num_newlines(num_frames)
+        ends = torch.arange(1, lines + 1)  # of a frame, or of the video
+        return (tokens + newlines) * ends // max(lines, 1) - 1

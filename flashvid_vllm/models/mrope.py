@@ -3,7 +3,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,14 +11,13 @@ from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
 from vllm.model_executor.models.vision import run_dp_sharded_mrope_vision_model
-from vllm.multimodal.inputs import MultiModalKwargsItem, PlaceholderRange
-from vllm.utils.gpu_sync_debug import gpu_sync_allowed
+from vllm.multimodal.inputs import MultiModalKwargsItem
 
 from ..attention import ScoringTower, frame_attention, take_scores
 from ..config import FlashVidConfig
-from ..positions import Span, append_positions, compress_positions, delta_of, fill_positions
+from ..positions import append_positions
 from ..processor import FlashVidProcessor
-from .base import FlashVidModel
+from .full_positions import FullPositionsModel
 
 
 def _grid(thw: Sequence[int], merge: int) -> tuple[int, int]:
@@ -35,7 +33,7 @@ class MRopeProcessor(FlashVidProcessor):
         return _grid(item["video_grid_thw"].data.tolist(), merge)
 
 
-class MRopeModel(FlashVidModel):
+class MRopeModel(FullPositionsModel):
     """Mixin for the family's model. What a family may have to say is in the methods without an underscore."""
 
     visual: Any
@@ -67,31 +65,10 @@ class MRopeModel(FlashVidModel):
     def _video_grid(self, thw: Sequence[int]) -> tuple[int, int]:
         return _grid(thw, self.config.vision_config.spatial_merge_size)
 
-    def _full_layout(self, item: Any) -> list[int]:
-        num_frames, n = self._video_grid(item["video_grid_thw"].data.tolist())
-        return self.video_layout(item, [n] * num_frames)
-
-    # --- positions
-
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
-        upstream = super().get_mrope_input_positions  # type: ignore[misc]
         if not self.flashvid_on:
-            return upstream(input_tokens, mm_features)
-        tokens, features, spans, grown = list(input_tokens), [], [], 0
-        for feature in sorted(mm_features, key=lambda f: f.mm_position.offset):
-            offset, kept = feature.mm_position.offset + grown, feature.mm_position.length
-            full = self._full_layout(feature.data) if feature.modality == "video" else []
-            if full and len(full) != kept:
-                spans.append(Span(offset, len(full), kept))
-                tokens[offset : offset + kept] = full
-                grown += len(full) - kept
-            features.append(replace(feature, mm_position=PlaceholderRange(offset, len(full) or kept)))
-        positions, delta = upstream(tokens, features)
-        if spans:
-            positions, delta = compress_positions(positions, spans)
-        # A prompt may end with a video, whose last position is then unknown once its tokens are filled in.
-        positions.flashvid_delta = delta
-        return positions, delta
+            return self.plain_positions(input_tokens, mm_features)
+        return self.first_positions(input_tokens, mm_features)
 
     def recompute_mrope_positions(
         self,
@@ -100,22 +77,21 @@ class MRopeModel(FlashVidModel):
         mrope_positions: Tensor,
         num_computed_tokens: int,
     ) -> tuple[Sequence[Tensor], Tensor, int]:
-        if not self.flashvid_on:
-            return super().recompute_mrope_positions(  # type: ignore[misc]
-                input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens
-            )
-        delta = getattr(mrope_positions, "flashvid_delta", None)
-        if delta is None:
-            delta = delta_of(mrope_positions)
-        width = self.visual.out_hidden_size
-        if any(embedding.shape[1] > width for embedding in multimodal_embeddings):
-            with gpu_sync_allowed():
-                ids = torch.as_tensor(input_ids)
-                is_media = (ids == self.config.video_token_id) | (ids == self.config.image_token_id)
-                mrope_positions = fill_positions(
-                    mrope_positions, is_media, multimodal_embeddings, width, num_computed_tokens
-                )
-        return [embedding[:, :width] for embedding in multimodal_embeddings], mrope_positions, delta
+        recompute = self.final_positions if self.flashvid_on else super().recompute_mrope_positions  # type: ignore[misc]
+        return recompute(input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens)
+
+    def plain_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
+
+    def full_layout(self, item: Any) -> list[int]:
+        num_frames, n = self._video_grid(item["video_grid_thw"].data.tolist())
+        return self.video_layout(item, [n] * num_frames)
+
+    def embedding_width(self) -> int:
+        return int(self.visual.out_hidden_size)
+
+    def media_ids(self) -> tuple[int, int]:
+        return self.config.video_token_id, self.config.image_token_id
 
     # --- encoder
 
@@ -189,9 +165,9 @@ class MRopeModel(FlashVidModel):
             rows[:, :width] = self.get_language_model().embed_input_ids(ids)
             rows[is_token] = tokens
 
-        full = torch.tensor(self._full_layout(item))
+        full = torch.tensor(self.full_layout(item))
         alone = SimpleNamespace(modality="video", mm_position=SimpleNamespace(offset=0), data=item)
-        positions, _ = super().get_mrope_input_positions(full.tolist(), [alone])  # type: ignore[misc]
+        positions, _ = self.plain_positions(full.tolist(), [alone])
         stays = full != self.config.video_token_id
         stays[(~stays).nonzero().flatten()[video.source_index.to(stays.device)]] = True
         return append_positions(rows, positions[:, stays])

@@ -27,7 +27,10 @@ class LlavaOracle:
         tokenizer, language_model (without its head), lm_head: to be set by the family.
         newline: [D], the embedding of the newline token.
         next_position: the position of the first answered token, once a prompt is assembled.
+        original: whether tokens are to be at their positions in the uncompressed prompt.
     """
+
+    original = False
 
     tokenizer: Any
     language_model: nn.Module
@@ -60,22 +63,48 @@ class LlavaOracle:
         """The prompt as the language model must receive it; `settings` None keeps everything.
 
         Returns:
-            embeddings [L', D] and positions [L'], which count from 0 over what is kept.
+            embeddings [L', D] and positions [L'], which count from 0 over what is kept, or with `original` over all;
+            then [3, L'], as vLLM has them.
         """
         clips, images = list(clips), list(images)
         rows: list[Tensor] = []
+        places: list[int] = []
+        start = 0  # of the next piece, in the uncompressed prompt
         for piece in re.split(f"({IMAGE}|{VIDEO})", text):
             if piece == VIDEO:
                 features, attention, grid = self.video(clips.pop(0))
-                rows += self.lay_out(*kept_tokens(features, attention, settings), grid)
-            elif piece == IMAGE:
+                kept, where = kept_tokens(features, attention, settings)
+                rows += self.lay_out(kept, where, grid)
+                inside, length = self.places(where, grid)
+                places += [start + place for place in inside]
+                start += length
+                continue
+            before = len(rows)
+            if piece == IMAGE:
                 rows += list(self.image(images.pop(0)))
             else:
                 rows += list(self.embed(self.tokenizer(piece, add_special_tokens=False).input_ids))
+            places += range(start, start + len(rows) - before)
+            start += len(rows) - before
         assert not clips
         assert not images
+        if self.original:
+            self.next_position = start
+            return torch.stack(rows), torch.tensor(places).repeat(3, 1)
         self.next_position = len(rows)
         return torch.stack(rows), torch.arange(len(rows))
+
+    def places(self, where: list[int], grid: tuple[int, int, int]) -> tuple[list[int], int]:
+        """Where the rows of a video that keeps the tokens `where` stand among those of the whole one, and how many
+        these are. Of the whole one's newlines each kept one is the last of its frame."""
+        everything = list(range(grid[0] * grid[1] * grid[2]))
+        full = self.lay_out(torch.tensor(everything), everything, grid)
+        token = {int(row): place for place, row in enumerate(full) if row is not self.newline}
+        newlines = [place for place, row in enumerate(full) if row is self.newline]
+        left = self.lay_out(torch.tensor(where), where, grid)
+        count = sum(row is self.newline for row in left)
+        ends = iter(newlines[len(newlines) // max(count, 1) - 1 :: len(newlines) // max(count, 1)] if count else [])
+        return [next(ends) if row is self.newline else token[int(row)] for row in left], len(full)
 
     def embed(self, ids: list[int]) -> Tensor:
         """Rows [n, D] of text tokens."""
@@ -89,7 +118,7 @@ class LlavaOracle:
         for _ in range(max_tokens):
             hidden = self.language_model(
                 inputs_embeds=embeddings[None],
-                position_ids=positions[None],
+                position_ids=positions.view(-1, positions.shape[-1])[:1],
                 # without a mask transformers takes a gap in the positions for the start of another sequence
                 attention_mask=torch.ones(1, len(embeddings), dtype=torch.long),
                 use_cache=False,
@@ -98,7 +127,7 @@ class LlavaOracle:
             chosen.append(int(step.argmax()))
             logprobs.append(step)
             embeddings = torch.cat([embeddings, self.embed(chosen[-1:])])
-            positions = torch.cat([positions, torch.tensor([next_position])])
+            positions = torch.cat([positions, torch.full_like(positions[..., :1], next_position)], dim=-1)
             next_position += 1
         return chosen, logprobs
 

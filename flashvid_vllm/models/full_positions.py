@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""Kept tokens, and all text, at the positions that they have in the uncompressed prompt (see ``positions``)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.multimodal.inputs import PlaceholderRange
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
+
+from ..positions import Span, compress_positions, delta_of, fill_positions
+from .base import FlashVidModel
+
+
+class FullPositionsModel(FlashVidModel):
+    """Mixin for models that M-RoPE tells where a token is. What a family says is in the methods without underscore."""
+
+    def full_layout(self, item: Any) -> list[int]:
+        """Ids of an uncompressed video, separators included."""
+        raise NotImplementedError
+
+    def plain_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        """Positions [3, L] of an uncompressed prompt, and the delta behind it."""
+        raise NotImplementedError
+
+    def embedding_width(self) -> int:
+        """Channels of an embedding."""
+        raise NotImplementedError
+
+    def media_ids(self) -> tuple[int, int]:
+        """The ids that stand for tokens of a video and of an image."""
+        raise NotImplementedError
+
+    def first_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        """What vLLM's get_mrope_input_positions gives: `compress_positions` of the prompt, and the delta."""
+        tokens, features, spans, grown = list(input_tokens), [], [], 0
+        for feature in sorted(mm_features, key=lambda f: f.mm_position.offset):
+            offset, kept = feature.mm_position.offset + grown, feature.mm_position.length
+            full = self.full_layout(feature.data) if feature.modality == "video" else []
+            if full and len(full) != kept:
+                spans.append(Span(offset, len(full), kept))
+                tokens[offset : offset + kept] = full
+                grown += len(full) - kept
+            features.append(replace(feature, mm_position=PlaceholderRange(offset, len(full) or kept)))
+        positions, delta = self.plain_positions(tokens, features)
+        if spans:
+            positions, delta = compress_positions(positions, spans)
+        # A prompt may end with a video, whose last position is then unknown once its tokens are filled in.
+        positions.flashvid_delta = delta  # type: ignore[attr-defined]
+        return positions, delta
+
+    def final_positions(
+        self,
+        input_ids: list[int] | Tensor,
+        multimodal_embeddings: Sequence[Tensor],
+        mrope_positions: Tensor,
+        num_computed_tokens: int,
+    ) -> tuple[Sequence[Tensor], Tensor, int]:
+        """What vLLM's recompute_mrope_positions gives: embeddings alone, `fill_positions` of a chunk, the delta."""
+        delta = getattr(mrope_positions, "flashvid_delta", None)
+        if delta is None:
+            delta = delta_of(mrope_positions)
+        width = self.embedding_width()
+        if any(embedding.shape[1] > width for embedding in multimodal_embeddings):
+            with gpu_sync_allowed():
+                ids = torch.as_tensor(input_ids)
+                is_media = torch.isin(ids, torch.tensor(self.media_ids(), device=ids.device))
+                mrope_positions = fill_positions(
+                    mrope_positions, is_media, multimodal_embeddings, width, num_computed_tokens
+                )
+        return [embedding[:, :width] for embedding in multimodal_embeddings], mrope_positions, delta
