@@ -15,10 +15,11 @@ pytest.importorskip("cv2")
 from benchmarks import clip_model
 from benchmarks.tinyvlm import answers, data, tokens
 from benchmarks.tinyvlm.features import encode
+from benchmarks.tinyvlm.grid import Cell
 from benchmarks.tinyvlm.model import build, load_weights
 from benchmarks.tinyvlm.scenes import render
 
-from .test_tinyvlm import model_of, noise, small_tower, torch_logits
+from .tinyvlm import model_of, noise, small_tower, torch_logits
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,8 @@ FRAMES = 12
 RATIOS = (1.0, 0.25, 0.1)
 
 
-def test_same_answers_in_vllm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("positions", ["consecutive", "original"])
+def test_same_answers_in_vllm(positions: str, tmp_path: Path) -> None:
     """A wrong position, pooling, newline or attention shows here: the model is untrained, but sharp."""
     model, tower, frames = model_of(FRAMES), small_tower(), noise(FRAMES)
     directory = build(model, tmp_path / "model", tower=tower)
@@ -39,9 +41,11 @@ def test_same_answers_in_vllm(tmp_path: Path) -> None:
         "video_backend": "opencv", "do_sample_frames": False,
     }  # fmt: skip
     different = set()
-    with engine(directory, **engine_args(retention_ratio=0.5)) as llm:
+    with engine(directory, **engine_args(retention_ratio=0.5, positions=positions)) as llm:
         for ratio in RATIOS:
-            rows = answers.kept(video, FlashVidConfig(retention_ratio=ratio))
+            setting = Cell("", ratio, FlashVidConfig(retention_ratio=ratio), spread=positions == "original")
+            rows, place = setting.tokens(video)
+            at = (place, len(video.tokens.flatten(0, 1)))
             prompts = [
                 {
                     "prompt": tokens.serving_prompt(question),
@@ -52,12 +56,12 @@ def test_same_answers_in_vllm(tmp_path: Path) -> None:
             ]
             for question, output in zip(questions, greedy(llm, prompts, answers.MOST_TOKENS), strict=True):
                 ids, steps = tokens_and_logprobs(output)
-                expected = torch_logits(model, rows, question)[-1].log_softmax(-1)
+                expected = torch_logits(model, rows, question, *at)[-1].log_softmax(-1)
                 assert max(abs(p - float(expected[i])) for i, p in steps[0].items()) < 1e-3
                 end = tokens.encode(tokens.END)[0]
                 ids = ids[: ids.index(end)] if end in ids else ids
                 said = tokens.tokenizer().decode(ids)
-                assert said == answers.greedy(model, rows, question), (ratio, question)
+                assert said == answers.greedy(model, rows, question, *at), (ratio, question)
                 assert len(output.prompt_token_ids) == len(rows) + 2 + len(tokens.question_ids(question)[0])
                 different.add(said)
     assert len(different) > 5

@@ -2,7 +2,7 @@
 """Answers in torch from a video's tokens, compressed or not, as vLLM with the plugin gives them.
 
 The prompt is <user>, the video's tokens, the newline, the question. LLaVA's positions are 1-D and count what is there:
-behind a compressed video they go on from the last kept token.
+behind a compressed video they go on from the last kept token, unless they are to be those in the whole video.
 """
 
 from collections.abc import Sequence
@@ -73,14 +73,22 @@ def right(
 
 
 @torch.no_grad()
-def greedy(model: TinyVlm, tokens: Tensor, question: Question) -> str:
-    """The answer that greedy decoding gives to one question behind the tokens [B, D], its words with spaces."""
-    prefix = torch.cat([model.embed(torch.tensor(encode(USER))), tokens, model.newline[None]])
-    ids = question_ids(question)[0]
+def greedy(model: TinyVlm, tokens: Tensor, question: Question, place: Tensor | None = None, whole: int = 0) -> str:
+    """The answer that greedy decoding gives to one question behind the tokens [B, D], its words with spaces.
+
+    ``place`` and ``whole`` as in `right`.
+    """
+    if place is None:
+        place, whole = torch.arange(len(tokens)), len(tokens)
+    user, ids = encode(USER), question_ids(question)[0]
+    prefix = torch.cat([model.embed(torch.tensor(user)), tokens, model.newline[None]])
+    before = torch.cat([torch.arange(len(user)), len(user) + place])
     answer: list[int] = []
     while len(answer) < MOST_TOKENS:
         rows = torch.cat([prefix, model.embed(torch.tensor(ids + answer))])[None]
-        states = model(rows, None, torch.arange(rows.shape[1])[None])[-1]
+        behind = len(user) + whole + torch.arange(1 + len(ids) + len(answer))  # the newline first
+        seen = torch.ones(2 * rows.shape[1:2], dtype=torch.bool).tril()  # a gap in the positions is no new sequence
+        states = model(rows, seen[None, None], torch.cat([before, behind])[None])[-1]
         answer.append(int(model.head(states[0, -1]).argmax()))
         if answer[-1] == encode(END)[0]:
             answer.pop()

@@ -12,23 +12,27 @@ import cv2
 import numpy as np
 
 from flashvid_vllm import FlashVidConfig
+from flashvid_vllm.settings import CONSECUTIVE, ORIGINAL
 
 from ..clips import ROOT
+from ..record import Cell, Cells, fingerprint_of, plugin_sources, write_json
 from ..record import fingerprint as fingerprint_of_files
-from ..record import fingerprint_of, plugin_sources
 from ..server import VllmServer
 from . import data
-from .answers import encoded, greedy, kept
+from .answers import encoded, greedy
 from .features import Store
 from .features import fingerprint as features_fingerprint
+from .grid import Cell as Setting
 from .grid import chosen
 from .model import TinyVlm, build
 from .progress import progress
 from .questions import Question
 from .scenes import render
 
-RATIOS = (1.0, 0.25, 0.10)
+# the server's `positions` -> the ratios asked at; without compression they are the same
+RATIOS = {CONSECUTIVE: (1.0, 0.25, 0.10), ORIGINAL: (0.25, 0.10)}
 QUESTIONS = 300
+SERVER = ("--plugin", "flashvid", "--dtype", "float32", "--max-model-len", "4096", "--enforce-eager")
 
 
 def data_url(frames: np.ndarray) -> str:
@@ -44,47 +48,62 @@ def fingerprint(weights: Path) -> str:
 
 
 def compare(model: TinyVlm, store: Store, directory: Path, count: int = QUESTIONS) -> dict[str, Any]:
-    """Ask ``count`` test questions at each of RATIOS, served and in torch; goes on where it stopped.
+    """Ask ``count`` test questions in each setting of RATIOS, served and in torch; goes on where it stopped.
 
     ``directory``: where the model as vLLM loads it is made; the answers are kept beside it. Returns how many answers
-    agree and how many are right, by ratio, and those that differ.
+    agree and how many are right, by positions and ratio, and those that differ.
     """
     if not (directory / "config.json").exists():
         build(model, directory)
     asked = chosen(store.split, store.count).items()
     questions = [(number, question) for number, of_it in asked for question in of_it][:count]
-    path = directory.with_name(f"{directory.name}.jsonl")
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    known = {(line["ratio"], line["video"], line["question"]): line for line in lines}
-    todo = [(r, n, q) for r in RATIOS for n, q in questions if (r, n, q.prompt()) not in known]
-    if todo:
-        arguments = ["--plugin", "flashvid", "--dtype", "float32", "--max-model-len", "4096", "--enforce-eager"]
-        with VllmServer(directory, *arguments, env={"VLLM_CPU_KVCACHE_SPACE": "1"}) as server, path.open("a") as file:
-            client, bar = server.client(), progress("served", len(RATIOS) * len(questions), len(known))
-            with bar as advance, ThreadPoolExecutor(1) as beside:
-                for ratio, number, question in todo:
-                    line = {"ratio": ratio, "video": number, "question": question.prompt(), "answer": question.answer}
-                    there = beside.submit(_there, client, server.model, number, question, ratio)
-                    line["torch"] = _here(model, store, number, question, ratio)
-                    line["vllm"] = there.result()
-                    file.write(json.dumps(line) + "\n")
-                    file.flush()
-                    known[ratio, number, question.prompt()] = line
-                    advance()
+    cells = Cells(directory.with_name(f"{directory.name}.jsonl"), _key)
+    for positions in RATIOS:
+        _ask(model, store, directory, cells, positions, questions)
+    found = {_key(cell): cell for cell in cells.cells}
     results: dict[str, Any] = {"questions": len(questions), "agree": {}, "right": {}, "differ": []}
-    for ratio in RATIOS:
-        of_it = [known[ratio, number, question.prompt()] for number, question in questions]
-        results["agree"][f"{ratio:g}"] = sum(line["torch"] == line["vllm"] for line in of_it)
-        results["right"][f"{ratio:g}"] = sum(
-            line["vllm"] == question.answer for line, (_, question) in zip(of_it, questions, strict=True)
-        )
-        results["differ"] += [line for line in of_it if line["torch"] != line["vllm"]]
+    for positions, ratios in RATIOS.items():
+        for ratio in ratios:
+            of_it = [found[positions, ratio, number, question.prompt()] for number, question in questions]
+            setting = f"{positions} {ratio:g}"
+            results["agree"][setting] = sum(cell["torch"] == cell["vllm"] for cell in of_it)
+            results["right"][setting] = sum(cell["vllm"] == cell["answer"] for cell in of_it)
+            results["differ"] += [cell for cell in of_it if cell["torch"] != cell["vllm"]]
     return results
 
 
-def _here(model: TinyVlm, store: Store, number: int, question: Question, ratio: float) -> str:
-    tokens = kept(encoded(model, store, number), FlashVidConfig(retention_ratio=ratio))
-    return greedy(model, tokens, question)
+def _key(cell: Cell) -> tuple[str, float, int, str]:
+    return cell["positions"], cell["ratio"], cell["video"], cell["question"]
+
+
+def _ask(
+    model: TinyVlm, store: Store, directory: Path, cells: Cells, positions: str, questions: list[tuple[int, Question]]
+) -> None:
+    """Ask what is not among the ``cells`` of a server with these positions."""
+    ratios = RATIOS[positions]
+    todo = [(r, n, q) for r in ratios for n, q in questions if (positions, r, n, q.prompt()) not in cells.known]
+    if not todo:
+        return
+    count = len(ratios) * len(questions)
+    with (
+        VllmServer(directory, *SERVER, "--flashvid-config", json.dumps({"positions": positions})) as server,
+        progress(f"served, {positions}", count, count - len(todo)) as advance,
+        ThreadPoolExecutor(1) as beside,
+    ):
+        client = server.client()
+        for ratio, number, question in todo:
+            there = beside.submit(_there, client, server.model, number, question, ratio)
+            here = _here(model, store, number, question, ratio, positions)
+            cell = {"positions": positions, "ratio": ratio, "video": number, "question": question.prompt()}
+            cells.add(cell | {"answer": question.answer, "torch": here, "vllm": there.result()})
+            advance()
+
+
+def _here(model: TinyVlm, store: Store, number: int, question: Question, ratio: float, positions: str) -> str:
+    setting = Setting("served", ratio, FlashVidConfig(retention_ratio=ratio), spread=positions == ORIGINAL)
+    video = encoded(model, store, number)
+    tokens, place = setting.tokens(video)
+    return greedy(model, tokens, question, place, len(video.tokens.flatten(0, 1)))
 
 
 @lru_cache(maxsize=1)
@@ -110,4 +129,4 @@ def _there(client: Any, name: str, number: int, question: Question, ratio: float
 def write(results: dict[str, Any], folder: Path) -> None:
     """Write served.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "served.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_json(results, folder / "served.json")
