@@ -48,6 +48,11 @@ class Family:
         return oracle
 
     @property
+    def name(self) -> str:
+        """For ids of tests."""
+        return f"{self.kind}-original" if self.original else self.kind
+
+    @property
     def settings(self) -> dict[str, Any]:
         """FlashVID's settings that belong to it."""
         return {"positions": "original"} if self.original else {}

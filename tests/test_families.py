@@ -65,9 +65,7 @@ def runs() -> list[Any]:
     """Each family with whole prompts, and with prompts in chunks smaller than a video."""
     longer = [pytest.mark.longer, pytest.mark.skipif(QUICK, reason="make test-full")]
     return [
-        pytest.param(
-            (family, how), id=f"{family.kind}{'-original' * family.original}-{how}", marks=longer if is_longer else []
-        )
+        pytest.param((family, how), id=f"{family.name}-{how}", marks=longer if is_longer else [])
         for family in EXACT
         for how in ("whole", "chunked")
         for is_longer in [family.kind in VARIANTS or (how == "chunked" and family is not QWEN3_VL)]

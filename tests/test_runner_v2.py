@@ -14,11 +14,13 @@ import torch
 
 from flashvid_vllm import engine_args
 
-from .engine import engine, greedy, prompt_of
-from .families import QWEN2_5_VL, QWEN3_VL
+from .engine import IMAGE, VIDEO, engine, greedy, prompt_of
+from .families import LLAVA_VIDEO_ORIGINAL, QWEN2_5_VL, QWEN3_VL, Family
 from .test_engine_oracle import CASES
 
 pytestmark = pytest.mark.slow
+
+FAMILIES = [QWEN2_5_VL, QWEN3_VL, LLAVA_VIDEO_ORIGINAL]
 
 
 class FakeRopeState:
@@ -36,18 +38,30 @@ class FakeRopeState:
         self.delta = delta
 
 
-@pytest.fixture(scope="module", params=[QWEN2_5_VL, QWEN3_VL], ids=lambda family: family.kind)
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
-    """An engine, and the oracle of the same weights."""
-    directory = request.param.make(tmp_path_factory.mktemp("model") / request.param.kind)
-    with engine(directory, **engine_args(retention_ratio=0.3)) as llm:
-        yield llm, request.param.load_oracle(directory)
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Family, Any, Any]]:
+    """A family, an engine, and the oracle of the same weights."""
+    family = request.param
+    directory = family.make(tmp_path_factory.mktemp("model") / family.kind)
+    with engine(directory, **engine_args(retention_ratio=0.3, **family.settings)) as llm:
+        yield family, llm, family.load_oracle(directory)
+
+
+def named(text: str, image: str, video: str) -> str:
+    """A text of CASES with a family's names for its media."""
+    if (image, video) == (IMAGE, VIDEO):
+        return text
+    return text.replace(IMAGE, image).replace(VIDEO, video).replace("<|video_pad|>", video)
 
 
 @pytest.mark.parametrize("chunk", [7, 50, 10_000])
 @pytest.mark.parametrize("name", CASES)
-def test_positions_and_delta(served: tuple[Any, Any], name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    llm, oracle = served
+def test_positions_and_delta(
+    served: tuple[Family, Any, Any], name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, llm, oracle = served
     from vllm.v1.worker.gpu.model_states.mm_pruning import MultiModalPruner
 
     model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
@@ -61,17 +75,18 @@ def test_positions_and_delta(served: tuple[Any, Any], name: str, chunk: int, mon
     monkeypatch.setattr(model, "get_mrope_input_positions", keep)
     text, clips, images = CASES[name]
     settings = {"retention_ratio": 0.3}
-    greedy(llm, [prompt_of(text, clips, images)], max_tokens=1)
+    greedy(llm, [prompt_of(named(text, family.image, family.video), clips, images)], max_tokens=1)
     monkeypatch.undo()
     ids, features = seen["ids"], sorted(seen["features"], key=lambda f: f.mm_position.offset)
     encoded = [encode(model, feature) for feature in features]
 
     state = FakeRopeState(model, ids, features)
-    pruner = MultiModalPruner(model, state, SimpleNamespace(mm_features={"r": features}), 128)
+    text = named(text, family.oracle_image, family.oracle_video)
     want_embeddings, want = oracle.assemble(text, clips, images, settings)
     expected_delta = oracle.next_position - len(ids)
     assert state.delta == expected_delta
     rows = want_embeddings.clone()
+    pruner = MultiModalPruner(model, state, SimpleNamespace(mm_features={"r": features}), rows.shape[1])
     for start in range(0, len(ids), chunk):
         end = min(start + chunk, len(ids))
         window: list[torch.Tensor] = []
@@ -93,7 +108,9 @@ def test_positions_and_delta(served: tuple[Any, Any], name: str, chunk: int, mon
             cleaned = pruner.recompute(window, batch, requests)
             rows[slots] = torch.cat(cleaned)
             # a drafter has no DeepStack: it gets the first channels
-            assert all(torch.equal(a, b[:, :128]) for a, b in zip(pruner.strip(window), cleaned, strict=True))
+            assert all(
+                torch.equal(a, b[:, : rows.shape[1]]) for a, b in zip(pruner.strip(window), cleaned, strict=True)
+            )
         assert torch.equal(state.positions[:, :end].long(), want[:, :end])
         assert state.delta == expected_delta
     assert torch.allclose(rows, want_embeddings, atol=1e-5)

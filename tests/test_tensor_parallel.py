@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from .engine import Clip, engine, greedy, in_new_process, picture, prompt_of, tokens_and_logprobs
-from .families import LLAVA_ONEVISION, LLAVA_VIDEO, QWEN2_5_VL, QWEN3_5_BF16, QWEN3_VL, Family
+from .families import (
+    LLAVA_ONEVISION,
+    LLAVA_VIDEO,
+    LLAVA_VIDEO_ORIGINAL,
+    QWEN2_5_VL,
+    QWEN3_5_BF16,
+    QWEN3_VL,
+    Family,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -18,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a core for each rank"),
 ]
 
-FAMILIES = [QWEN2_5_VL, QWEN3_VL, QWEN3_5_BF16, LLAVA_ONEVISION, LLAVA_VIDEO]
+FAMILIES = [QWEN2_5_VL, QWEN3_VL, QWEN3_5_BF16, LLAVA_ONEVISION, LLAVA_VIDEO, LLAVA_VIDEO_ORIGINAL]
 
 
 def answers(directory: Path, family: Family, **options: Any) -> dict[str, Any]:
@@ -33,7 +41,9 @@ def answers(directory: Path, family: Family, **options: Any) -> dict[str, Any]:
             [picture()],
         ),
     ]
-    with engine(directory, **engine_args(retention_ratio=0.2), **family.engine_options, **options) as llm:
+    with engine(
+        directory, **engine_args(retention_ratio=0.2, **family.settings), **family.engine_options, **options
+    ) as llm:
         llm.apply_model(watch_embeddings)
         outputs = [tokens_and_logprobs(output) for output in greedy(llm, prompts, 6)]
         return {"answers": outputs, "ranks": llm.apply_model(seen_embeddings)}
@@ -55,14 +65,14 @@ def seen_embeddings(model: Any) -> list[list[str]]:
     return model.test_digests
 
 
-def answers_of_two(directory: str, kind: str, encoder: str) -> dict[str, Any]:
+def answers_of_two(directory: str, name: str, encoder: str) -> dict[str, Any]:
     """Runs in a process of its own."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
-    family = next(family for family in FAMILIES if family.kind == kind)
+    family = next(family for family in FAMILIES if family.name == name)
     return answers(Path(directory), family, tensor_parallel_size=2, mm_encoder_tp_mode=encoder)
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.kind)
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
 def one_rank(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path, Any]:
     family: Family = request.param
     directory = family.make(tmp_path_factory.mktemp("tp") / family.kind)
@@ -79,7 +89,7 @@ def test_two_ranks_answer_as_one(one_rank: tuple[Family, Path, Any], encoder: st
         "VLLM_CPU_OMP_THREADS_BIND": "0|1",
         "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # for apply_model
     }
-    two = in_new_process(answers_of_two, tmp_path, directory, family.kind, encoder, env=env)
+    two = in_new_process(answers_of_two, tmp_path, directory, family.name, encoder, env=env)
     first, second = two["ranks"]
     assert first == second
     assert len(first) >= 3  # an image, videos one by one
