@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -57,6 +58,23 @@ def test_usage_falls_exactly_as_planned(
             expected = plain - dropped - (fewer_separators(num_frames) if dropped else 0)
             assert ask(server, request, video).usage.prompt_tokens == expected
         assert plain > num_frames * n
+
+
+def test_original_positions_refuse_what_goes_beyond_the_models(tmp_path: Path) -> None:
+    """A video that fits once compressed gets 400 with the remedy, time and again; others are answered meanwhile."""
+    directory = LLAVA_ONEVISION.make(tmp_path / "model")
+    limits = ["--max-model-len", "400", "--hf-overrides", '{"text_config": {"max_position_embeddings": 400}}']
+    settings = ["--flashvid-retention-ratio", "0.25", "--flashvid-config", '{"positions": "original"}']
+    with VllmServer(directory, "--plugin", "flashvid", *settings, *SERVE, *limits) as server:
+        stream = ask(server, stream=True, stream_options={"include_usage": True}, max_tokens=200)
+        next(iter(stream))  # it is running
+        for ratio in (0.25, 0.1, 0.25):
+            with pytest.raises(openai.BadRequestError, match=r"before compression this prompt has 5\d\d tokens.*400"):
+                ask(server, {"retention_ratio": ratio}, clip("bikes"))
+        with pytest.raises(openai.BadRequestError, match="the server chooses the positions"):
+            ask(server, {"positions": "consecutive"}, clip("bikes"))
+        assert [chunk.usage.completion_tokens for chunk in stream if chunk.usage] == [200]
+        assert ask(server).usage.completion_tokens == 4
 
 
 def finished_by_engine(server: VllmServer) -> dict[str, float]:
