@@ -18,7 +18,16 @@ import torch
 from flashvid_vllm.processor import count_tokens
 
 from .engine import Clip, check, engine, greedy, picture, prompt_of, record_positions
-from .families import EXACT, LLAVA_ONEVISION, LLAVA_VIDEO, QWEN3_5, QWEN3_5_MOE, QWEN3_VL, Family
+from .families import (
+    EXACT,
+    LLAVA_ONEVISION_ORIGINAL,
+    LLAVA_VIDEO,
+    LLAVA_VIDEO_ORIGINAL,
+    QWEN3_5,
+    QWEN3_5_MOE,
+    QWEN3_VL,
+    Family,
+)
 from .oracles.qwen3_5_float32 import float32_linear_attention
 
 pytestmark = pytest.mark.slow
@@ -33,7 +42,10 @@ CASES: dict[str, tuple[str, list[Clip], list[np.ndarray]]] = {
     "nothing around it": ("{v}", [OTHER], []),
 }
 RATIOS = [1, 0.5, 0.1]
-QUICK = os.environ.get("FLASHVID_TESTS") == "quick"
+LONGER = (
+    pytest.mark.longer,
+    pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="make test-full"),
+)
 VARIANTS = ("qwen3_vl_moe", "qwen3_5_moe", "llava_onevision_clip", "llava_video_frame")
 
 
@@ -63,9 +75,8 @@ class Served:
 
 def runs() -> list[Any]:
     """Each family with whole prompts, and with prompts in chunks smaller than a video."""
-    longer = [pytest.mark.longer, pytest.mark.skipif(QUICK, reason="make test-full")]
     return [
-        pytest.param((family, how), id=f"{family.name}-{how}", marks=longer if is_longer else [])
+        pytest.param((family, how), id=f"{family.name}-{how}", marks=LONGER if is_longer else [])
         for family in EXACT
         for how in ("whole", "chunked")
         for is_longer in [family.kind in VARIANTS or (how == "chunked" and family is not QWEN3_VL)]
@@ -153,17 +164,34 @@ def test_llava_video_is_served_without_the_option_too(tmp_path: Path) -> None:
             greedy(llm, [prompt_of("<image><image>What happens?", [OTHER])])
 
 
-def test_original_positions_beyond_the_models_are_refused(tmp_path: Path) -> None:
-    """A prompt that fits when compressed, but whose uncompressed positions the rotary embedding does not have."""
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(family, id=family.name, marks=LONGER) for family in (LLAVA_ONEVISION_ORIGINAL, LLAVA_VIDEO_ORIGINAL)],
+)
+def test_original_positions_beyond_the_models_are_refused(family: Family, tmp_path: Path) -> None:
+    """Prompts that fit when compressed, but whose uncompressed positions the rotary embedding does not have."""
     from flashvid_vllm import engine_args
 
-    directory = LLAVA_ONEVISION.make(tmp_path / "model")
-    options = {"max_model_len": 200, "hf_overrides": {"text_config": {"max_position_embeddings": 200}}}
-    settings = {"retention_ratio": 0.1}
-    long, short = (prompt_of("<video>", [Clip(frames, 96, 96)], [], settings) for frames in (40, 4))
-    with engine(directory, **engine_args(positions="original"), **options) as llm:
-        with pytest.raises(ValueError, match=r"before compression this prompt has [0-9]+ tokens.*reaches to 200"):
-            greedy(llm, [long])
-        assert greedy(llm, [short])[0].outputs[0].token_ids
-    with engine(directory, **engine_args(), **options) as llm:
-        assert greedy(llm, [long])[0].outputs[0].token_ids
+    directory = family.make(tmp_path / "model")
+
+    def limited(limit: int) -> dict[str, Any]:
+        return {"max_model_len": limit, "hf_overrides": {"text_config": {"max_position_embeddings": limit}}}
+
+    names = ("image, video", "text around two videos", "one video")
+    with engine(directory, **engine_args(**family.settings), **limited(4096)) as llm:
+        served = Served(family, llm, family.load_oracle(directory))
+        plain = [len(greedy(llm, [served.prompt(name, {"enabled": False})], 1)[0].prompt_token_ids) for name in names]
+    shortest = min(plain)
+    with engine(directory, **engine_args(**family.settings), **limited(shortest + 1)) as llm:
+        served = Served(family, llm, served.oracle)
+        for name, tokens in zip(names, plain, strict=True):
+            prompt = served.prompt(name, {"retention_ratio": 0.1})
+            if tokens == shortest:
+                assert greedy(llm, [prompt], 1)[0].outputs[0].token_ids
+                continue
+            with pytest.raises(ValueError, match=rf"this prompt has {tokens} tokens.*reaches to {shortest + 1}: "):
+                greedy(llm, [prompt], 1)
+    if family is LLAVA_ONEVISION_ORIGINAL:
+        with engine(directory, **engine_args(), **limited(shortest + 1)) as llm:
+            for name in names:
+                assert greedy(llm, [served.prompt(name, {"retention_ratio": 0.1})], 1)[0].outputs[0].token_ids

@@ -36,11 +36,11 @@ def server(sharp_model: Path) -> Iterator[VllmServer]:
         yield server
 
 
-def ask(server: VllmServer, flashvid: Any = None, video: Path | None = None, **options: Any) -> Any:
-    """One chat completion; ``video`` as base64, ``flashvid`` as the request's own settings."""
-    content: list[dict[str, Any]] = [{"type": "text", "text": QUESTION}]
-    if video is not None:
-        content.insert(0, {"type": "video_url", "video_url": {"url": video_url(video)}})
+def ask(server: VllmServer, flashvid: Any = None, video: Path | list[Path] | None = None, **options: Any) -> Any:
+    """One chat completion; ``video``, or each of them, as base64, ``flashvid`` as the request's own settings."""
+    videos = video if isinstance(video, list) else [video] if video else []
+    content: list[dict[str, Any]] = [{"type": "video_url", "video_url": {"url": video_url(v)}} for v in videos]
+    content.append({"type": "text", "text": QUESTION})
     extra = {"ignore_eos": True} | options.pop("extra_body", {})
     if flashvid is not None:
         extra["mm_processor_kwargs"] = {"flashvid": flashvid}

@@ -18,10 +18,12 @@ from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
 from vllm.multimodal.parse import VideoProcessorItems
 
 from ..attention import frame_attention, watch_attention
+from ..budget import plan
 from ..compress import CompressedVideo
 from ..config import FlashVidConfig
 from ..positions import append_positions
 from ..processor import FlashVidProcessor
+from ..settings import KEY
 from .full_positions import FullPositionsModel
 
 # of a video; a worker gets the positions of a video that the prefix cache covers from fields on the CPU alone
@@ -39,25 +41,29 @@ class LlavaProcessor(FlashVidProcessor):
         height, width = frames.shape[-2:]
         return len(frames), self.info._get_num_frame_tokens(image_width=width, image_height=height)
 
-    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
-        result = super().apply(inputs, timing_ctx)
+    def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
+        # here, since of what a request that is refused later leaves in vLLM's cache the engine never hears
         if self.info.flashvid_server is not None and self.info.ctx.model_config.uses_mrope:
-            self._refuse_long(inputs.mm_data_items, result)
-        return result
+            self._refuse_long(inputs)
+        return super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
 
-    def _refuse_long(self, mm_items: Any, result: Any) -> None:
-        """ValueError if a prompt's positions, those of dropped tokens counted, go beyond the model's."""
-        kept = result["mm_placeholders"].get("video", [])
-        if not kept or not isinstance(videos := mm_items["video"], VideoProcessorItems):
-            return
+    def _refuse_long(self, inputs: Any) -> None:
+        """ValueError if a prompt's positions, those of tokens to be dropped counted, go beyond the model's."""
+        items, kwargs = inputs.mm_data_items, inputs.hf_processor_mm_kwargs
+        config, videos = kwargs[KEY], items.get("video")
+        if config is None or not isinstance(videos, VideoProcessorItems):
+            return  # without dropped tokens vLLM holds the prompt to max_model_len
         side = self.info.get_hf_config().vision_config.image_size
         per_frame = self.info._get_num_frame_tokens(image_width=side, image_height=side)
-        full = sum(len(self.video_layout(None, [per_frame] * videos.get_num_frames(i))) for i in range(len(kept)))
-        dropped = full - sum(video.length for video in kept)
-        spans = len(result["prompt_token_ids"]) + dropped
+        frames = [videos.get_num_frames(i) for i in range(videos.get_count())]
+        full = [len(self.video_layout(None, [per_frame] * count)) for count in frames]
+        for update in self._get_prompt_updates(items, kwargs, {}):
+            images = items.get_count("image", strict=False) if update.modality == "image" else 0
+            full += [len(update.resolve(i).content.full) for i in range(images)]
+        spans = len(inputs.prompt) + sum(full) - len(full)  # each of them is one id in the prompt
         model = self.info.ctx.model_config
         limit = max(model.hf_text_config.max_position_embeddings, model.max_model_len)
-        if dropped and spans > limit:  # without dropped tokens vLLM holds the prompt to max_model_len
+        if spans > limit and any(plan(count, per_frame, config).tokens < count * per_frame for count in frames):
             raise ValueError(
                 f"before compression this prompt has {spans} tokens, and positions='original' reaches to {limit}: "
                 "send fewer frames, or serve without that option"
