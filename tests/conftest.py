@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from flashvid_vllm import ops
 
@@ -27,9 +28,26 @@ def torch_backend() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower on two threads, on a busy machine a hundred times."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def sharp_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny fp32 Qwen2.5-VL whose answers depend on what it sees and where."""
     from .sharp import make_sharp_model
 
     return make_sharp_model("qwen2_5_vl", tmp_path_factory.mktemp("sharp"))
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> list[Path]:
+    """Six different clips of 8 frames."""
+    from benchmarks.load_clips import make_clips
+
+    return make_clips(6, 24, 8, tmp_path / "clips")

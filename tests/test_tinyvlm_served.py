@@ -27,9 +27,9 @@ FRAMES = 12
 RATIOS = (1.0, 0.25, 0.1)
 
 
-@pytest.mark.parametrize("positions", ["consecutive", "original"])
-def test_same_answers_in_vllm(positions: str, tmp_path: Path) -> None:
-    """A wrong position, pooling, newline or attention shows here: the model is untrained, but sharp."""
+@pytest.mark.parametrize("positions", [None, "consecutive", "original"])
+def test_same_answers_in_vllm(positions: str | None, tmp_path: Path) -> None:
+    """A wrong position, pooling, newline or attention shows: the model is untrained, but sharp. None: plain vLLM."""
     model, tower, frames = model_of(FRAMES), small_tower(), noise(FRAMES)
     directory = build(model, tmp_path / "model", tower=tower)
     features, attention = encode(tower, frames, True)
@@ -41,8 +41,9 @@ def test_same_answers_in_vllm(positions: str, tmp_path: Path) -> None:
         "video_backend": "opencv", "do_sample_frames": False,
     }  # fmt: skip
     different = set()
-    with engine(directory, **engine_args(retention_ratio=0.5, positions=positions)) as llm:
-        for ratio in RATIOS:
+    options = engine_args(retention_ratio=0.5, positions=positions) if positions else {}
+    with engine(directory, **options) as llm:
+        for ratio in RATIOS if positions else (1.0,):
             setting = Cell("", ratio, FlashVidConfig(retention_ratio=ratio), spread=positions == "original")
             rows, place = setting.tokens(video)
             at = (place, len(video.tokens.flatten(0, 1)))
@@ -50,7 +51,7 @@ def test_same_answers_in_vllm(positions: str, tmp_path: Path) -> None:
                 {
                     "prompt": tokens.serving_prompt(question),
                     "multi_modal_data": {"video": [(frames, metadata)]},
-                    "mm_processor_kwargs": {"flashvid": {"retention_ratio": ratio}},
+                    "mm_processor_kwargs": {"flashvid": {"retention_ratio": ratio}} if positions else {},
                 }
                 for question in questions
             ]
