@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests import contract, contract_releases
-from tests.contract import Contract, Derivation, Finding, findings, read_record
+from tests.contract import Finding, findings, read_record
+from tests.contract_derivation import Contract, Derivation
 
 VLLM = """
 class Config:
