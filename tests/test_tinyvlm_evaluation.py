@@ -12,7 +12,7 @@ pytest.importorskip("cv2")
 pytest.importorskip("transformers")
 
 from benchmarks.tinyvlm import stats
-from benchmarks.tinyvlm.evaluate import Answers, coverage, summarise
+from benchmarks.tinyvlm.evaluate import answers_in, coverage, summarise
 from benchmarks.tinyvlm.grid import PLAIN, Cell, cells, chosen
 from benchmarks.tinyvlm.questions import FAMILIES, Question
 from flashvid_vllm import FlashVidConfig
@@ -46,11 +46,11 @@ def test_summary_of_answers_known_beforehand(tmp_path: Path) -> None:
         for n in range(40)
     }
     grid = [Cell(PLAIN, 1.0, None)] + [Cell(name, 0.1, FlashVidConfig()) for name in ("flashvid", "mop")]
-    answers = Answers(tmp_path / "answers.jsonl")
+    answers = answers_in(tmp_path / "answers.jsonl")
     for n in range(40):
         for cell, is_right in zip(grid, (n < 36, n < 30, n < 20), strict=True):
-            answers.add(cell.key, n, [is_right, n < 8], 0.5)
-    again = Answers(tmp_path / "answers.jsonl")
+            answers.add({"cell": cell.key, "video": n, "right": [is_right, n < 8], "coverage": 0.5})
+    again = answers_in(tmp_path / "answers.jsonl")
     assert again.known == answers.known
     found = summarise(again, grid, questions, f"{PLAIN}@1")
     assert (found["learned"], found["left out"], found["questions"]) == (["attribute"], {"count": 0.2}, 40)

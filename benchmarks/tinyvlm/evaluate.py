@@ -2,7 +2,6 @@
 """Every setting on every test question, from cached features; goes on where it stopped."""
 
 import hashlib
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..record import Cells, plugin_sources
 from ..record import fingerprint as code_of
-from ..record import plugin_sources
 from . import data
 from .answers import encoded, right
 from .backgrounds import Split
@@ -32,30 +31,9 @@ VARIANT_QUESTIONS = 200  # of a family
 LEARNED = 0.40  # least plain accuracy of a family that is compared; chance is 0.25
 
 
-class Answers:
-    """Right and wrong by setting and video, with its coverage, a line each in a file: what is there is not asked again.
-
-    Attributes:
-        known: (setting, video) -> whether each answer is right.
-        coverage: (setting, video) -> `coverage` of what was kept.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        entries = [json.loads(line) for line in lines if line.endswith("}")]  # a cut line is dropped
-        self.known: dict[tuple[str, int], list[bool]] = {(e["cell"], e["video"]): e["right"] for e in entries}
-        self.coverage: dict[tuple[str, int], float] = {(e["cell"], e["video"]): e["coverage"] for e in entries}
-        if lines:
-            path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-
-    def add(self, cell: str, video: int, answers: list[bool], covered: float) -> None:
-        """Keep what was answered about a video."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"cell": cell, "video": video, "right": answers, "coverage": covered}) + "\n")
-        self.known[cell, video] = answers
-        self.coverage[cell, video] = covered
+def answers_in(path: Path) -> Cells:
+    """What was answered so far: in each setting, about each video, right or not, and `coverage` of what was kept."""
+    return Cells(path, lambda answer: (answer["cell"], answer["video"]))
 
 
 def results_file(weights: Tensor, split: Split, questions: Questions, root: Path) -> Path:
@@ -67,10 +45,10 @@ def results_file(weights: Tensor, split: Split, questions: Questions, root: Path
     return root / "answers" / f"{split}-{digest.hexdigest()[:12]}.jsonl"
 
 
-def run(model: TinyVlm, store: Store, grid: Sequence[Cell], questions: Questions) -> Answers:
+def run(model: TinyVlm, store: Store, grid: Sequence[Cell], questions: Questions) -> Cells:
     """Answer the questions in every setting of the grid."""
     weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-    answers = Answers(results_file(weights, store.split, questions, store.root))
+    answers = answers_in(results_file(weights, store.split, questions, store.root))
     todo = {n: [cell for cell in grid if (cell.key, n) not in answers.known] for n in questions}
     with progress(f"{store.split} answers", sum(map(len, todo.values()))) as advance:
         for number, settings in todo.items():
@@ -80,7 +58,8 @@ def run(model: TinyVlm, store: Store, grid: Sequence[Cell], questions: Questions
                 tokens, place = cell.tokens(video)
                 everything = video.tokens.flatten(0, 1)
                 found = right(model, tokens, questions[number], place, len(everything))
-                answers.add(cell.key, number, found, coverage(everything, tokens))
+                covered = coverage(everything, tokens)
+                answers.add({"cell": cell.key, "video": number, "right": found, "coverage": covered})
                 advance()
     return answers
 
@@ -96,7 +75,7 @@ def coverage(tokens: Tensor, left: Tensor) -> float:
 
 
 def summarise(
-    answers: Answers,
+    answers: Cells,
     grid: Sequence[Cell],
     questions: Questions,
     plain: str,
@@ -111,7 +90,8 @@ def summarise(
     """
     family = np.array([q.family for asked in questions.values() for q in asked])
     video = np.array([n for n, asked in questions.items() for _ in asked])
-    correct = {cell.key: np.array([x for n in questions for x in answers.known[cell.key, n]]) for cell in grid}
+    found = {(answer["cell"], answer["video"]): answer for answer in answers.cells}
+    correct = {cell.key: np.array([x for n in questions for x in found[cell.key, n]["right"]]) for cell in grid}
     asked_about = [f for f in FAMILIES if (family == f).any()]
     if families is None:
         families = [f for f in asked_about if correct[plain][family == f].mean() >= LEARNED]
@@ -126,7 +106,7 @@ def summarise(
         x = correct[cell.key]
         row: dict[str, Any] = {"name": cell.name, "ratio": cell.ratio, "accuracy": _accuracy(x[counts], video[counts])}
         row["families"] = {f: _accuracy(x[family == f], video[family == f]) for f in asked_about}
-        row["coverage"] = statistics.mean(answers.coverage[cell.key, n] for n in questions)
+        row["coverage"] = statistics.mean(found[cell.key, n]["coverage"] for n in questions)
         if cell.key != plain:
             row["minus plain"] = _difference(x[counts], correct[plain][counts], video[counts])
         other = against or f"flashvid@{cell.ratio:g}"
@@ -177,7 +157,7 @@ def evaluate_variants(model: TinyVlm, root: Path, videos: int, quota: int = VARI
     return summarise(found, variants(), questions, f"{PLAIN}@1")
 
 
-def _answers(model: TinyVlm, root: Path, split: Split, videos: int, grid: list[Cell], questions: Questions) -> Answers:
+def _answers(model: TinyVlm, root: Path, split: Split, videos: int, grid: list[Cell], questions: Questions) -> Cells:
     store = Store(split, videos, root)
     store.require()
     return run(model, store, grid, questions)
