@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Fixtures that several test files share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items if os.environ.get("FLASHVID_TESTS") == "quick" else []:
+        if (longer := item.get_closest_marker("longer")) and longer.args:
+            item.add_marker(pytest.mark.skip(reason=f"{longer.args[0]}; make test-full"))
     if config.getoption("longer"):
         config.hook.pytest_deselected(items=[item for item in items if not item.get_closest_marker("longer")])
         items[:] = [item for item in items if item.get_closest_marker("longer")]

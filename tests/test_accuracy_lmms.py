@@ -2,7 +2,6 @@
 """The accuracy recipes end to end: lmms-eval 0.7.3, a tiny model, four questions about real clips."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -21,8 +20,7 @@ from benchmarks.tiny_model import make_tiny_model
 pytest.importorskip("vllm")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.longer,
-    pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="installs lmms-eval; make test-full"),
+    pytest.mark.longer("installs lmms-eval"),
 ]
 
 FRAMES = 8

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What torch.compile makes of it: an LLM that is told positions, an encoder with a block whose q and k are needed."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from .families import LLAVA_ONEVISION_ORIGINAL
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.longer,
-    pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="compiles; make test-full"),
+    pytest.mark.longer("compiles"),
 ]
 
 

@@ -4,7 +4,6 @@
 test_engine_oracle.py looks more closely, at Qwen2.5-VL.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -42,11 +41,7 @@ CASES: dict[str, tuple[str, list[Clip], list[np.ndarray]]] = {
     "nothing around it": ("{v}", [OTHER], []),
 }
 RATIOS = [1, 0.5, 0.1]
-LONGER = (
-    pytest.mark.longer,
-    pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="make test-full"),
-)
-VARIANTS = ("qwen3_vl_moe", "qwen3_5_moe", "llava_onevision_clip", "llava_video_frame")
+VARIANTS = ("qwen3_vl_moe", "qwen3_5_moe", "llava_onevision_clip", "llava_video_frame", "llava_video-original")
 
 
 @dataclass(frozen=True)
@@ -75,11 +70,12 @@ class Served:
 
 def runs() -> list[Any]:
     """Each family with whole prompts, and with prompts in chunks smaller than a video."""
+    longer = pytest.mark.longer("a variant")
     return [
-        pytest.param((family, how), id=f"{family.name}-{how}", marks=LONGER if is_longer else [])
+        pytest.param((family, how), id=f"{family.name}-{how}", marks=longer if is_longer else [])
         for family in EXACT
         for how in ("whole", "chunked")
-        for is_longer in [family.kind in VARIANTS or (how == "chunked" and family is not QWEN3_VL)]
+        for is_longer in [{family.kind, family.name} & set(VARIANTS) or (how == "chunked" and family is not QWEN3_VL)]
     ]
 
 
@@ -164,10 +160,8 @@ def test_llava_video_is_served_without_the_option_too(tmp_path: Path) -> None:
             greedy(llm, [prompt_of("<image><image>What happens?", [OTHER])])
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(family, id=family.name, marks=LONGER) for family in (LLAVA_ONEVISION_ORIGINAL, LLAVA_VIDEO_ORIGINAL)],
-)
+@pytest.mark.longer("several engines")
+@pytest.mark.parametrize("family", [LLAVA_ONEVISION_ORIGINAL, LLAVA_VIDEO_ORIGINAL], ids=lambda family: family.name)
 def test_original_positions_beyond_the_models_are_refused(family: Family, tmp_path: Path) -> None:
     """Prompts that fit when compressed, but whose uncompressed positions the rotary embedding does not have."""
     from flashvid_vllm import engine_args

@@ -5,7 +5,6 @@ No plugin here: what the oracle does without compression is what vLLM does.
 """
 
 import importlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +31,7 @@ CASES: dict[str, tuple[str, list[Clip], list[np.ndarray]]] = {
     "two videos": (f"{HEAD}{VIDEO}seconds{VIDEO}{TAIL}", [ODD, LONG], []),
     "image, video": (f"{HEAD}{IMAGE}{VIDEO}{TAIL}", [ODD], [picture()]),
 }
-VARIANT = [
-    pytest.mark.longer,
-    pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="a variant; make test-full"),
-]
+VARIANT = pytest.mark.longer("a variant")
 KINDS = [
     "qwen3_vl",
     pytest.param("qwen3_vl_moe", marks=VARIANT),

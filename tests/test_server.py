@@ -2,7 +2,6 @@
 """A real `vllm serve --plugin flashvid`, two API servers, a real clip, the `openai` client."""
 
 import concurrent.futures
-import os
 import re
 import subprocess
 import sys
@@ -192,8 +191,7 @@ def test_refusals_at_the_start(sharp_model: Path, options: list[str], message: s
     assert message in done.stderr
 
 
-@pytest.mark.longer
-@pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="one more server; make test-full")
+@pytest.mark.longer("one more server")
 def test_a_server_closed_to_requests(sharp_model: Path) -> None:
     options = ["--plugin", "flashvid", "--flashvid-token-budget", "50", "--no-flashvid-request-overrides"]
     with VllmServer(sharp_model, *options, *SERVE) as server:

@@ -23,8 +23,7 @@ from .test_server import SERVE, ask, metrics_of
 pytest.importorskip("vllm")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.longer,
-    pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="a server for each; make test-full"),
+    pytest.mark.longer("a server for each"),
 ]
 
 # of the clip "bikes" (10 s of 640 x 272): temporal positions, tokens at each, and by how much the separators' number

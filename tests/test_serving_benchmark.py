@@ -2,9 +2,7 @@
 """benchmarks.serving and benchmarks.frames: the command lines, and small programmes on real servers."""
 
 import json
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +78,6 @@ TINY = ["--frames", f"{FRAMES}", "--requests", "3", "--max-tokens", f"{ANSWER}"]
 SERVE = ["--enforce-eager", "--max-model-len", "2048"]
 
 
-def several_servers(test: Callable[..., None]) -> Callable[..., None]:
-    """Mark a test that takes a minute or more."""
-    quick = pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="several servers; make test-full")
-    return pytest.mark.slow(pytest.mark.longer(quick(test)))
-
-
 @pytest.fixture
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cells go here, not to those of the developer's own runs."""
@@ -99,7 +91,8 @@ def call(module: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(module.main())
 
 
-@several_servers
+@pytest.mark.slow
+@pytest.mark.longer("several servers")
 def test_a_small_programme(
     own_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,7 +135,8 @@ def test_a_small_programme(
     assert json.loads((own_store / "out" / "serving.json").read_text())["cells"] == found["cells"]
 
 
-@several_servers
+@pytest.mark.slow
+@pytest.mark.longer("several servers")
 def test_evs_of_a_qwen_and_an_endpoint_of_others(
     own_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,7 +159,8 @@ def test_evs_of_a_qwen_and_an_endpoint_of_others(
     assert endpoint["prompt_tokens"] > cell["prompt_tokens"]
 
 
-@several_servers
+@pytest.mark.slow
+@pytest.mark.longer("several servers")
 def test_frames_under_one_budget(
     own_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -258,9 +258,8 @@ def test_chat_template_takes_media_in_any_order() -> None:
     assert tokenizer.encode(video)[1] == ids["video_pad"]
 
 
-@pytest.mark.longer
+@pytest.mark.longer("one more server")
 @pytest.mark.slow
-@pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="one more server; make test-full")
 def test_a_real_server_on_a_real_clip(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     import torch

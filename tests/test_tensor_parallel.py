@@ -21,8 +21,7 @@ from .families import (
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.longer,
-    pytest.mark.skipif(os.environ.get("FLASHVID_TESTS") == "quick", reason="30 s a start; make test-full"),
+    pytest.mark.longer("30 s a start"),
     pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a core for each rank"),
 ]
 
