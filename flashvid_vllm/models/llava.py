@@ -175,8 +175,9 @@ class LlavaModel(FullPositionsModel):
     def _places(self, video: CompressedVideo, num_frames: int, n: int) -> Tensor:
         """Where each row of a compressed video stands in the uncompressed one, newlines counted: [3, B + newlines]."""
         newlines = self.num_newlines(num_frames) * video.source_index // (num_frames * n)
-        kept = video.source_index.cpu() + newlines.cpu()
-        return torch.cat([kept, self.newline_places(num_frames, n)]).sort().values.repeat(3, 1)
+        kept = video.source_index + newlines
+        places = self.newline_places(num_frames, n).to(kept.device)
+        return torch.cat([kept, places]).sort().values.repeat(3, 1)
 
     def _encode(self, frames: Tensor, config: FlashVidConfig) -> tuple[Tensor, Tensor | None]:
         """Pooled features [T, N, D] and received attention [T, N] of one video."""
