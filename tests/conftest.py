@@ -2,8 +2,9 @@
 """Fixtures that several test files share."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,11 +43,34 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def sharp_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny fp32 Qwen2.5-VL whose answers depend on what it sees and where."""
-    from .sharp import make_sharp_model
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
+    """The directory of a family's tiny model (`tests.families.Family`), made once."""
+    made: dict[Any, Path] = {}
 
-    return make_sharp_model("qwen2_5_vl", tmp_path_factory.mktemp("sharp"))
+    def model(family: Any) -> Path:
+        key = (family.kind, family.dtype)
+        if key not in made:
+            made[key] = family.make(tmp_path_factory.mktemp("models") / family.kind)
+        return made[key]
+
+    return model
+
+
+@pytest.fixture(scope="session")
+def engines() -> Iterator[Any]:
+    """Engines that files share (`tests.engine.Engines`): called with a model's directory, settings and options."""
+    from .engine import ENGINES
+
+    yield ENGINES
+    ENGINES.close()
+
+
+@pytest.fixture(scope="session")
+def sharp_model(models: Callable[[Any], Path]) -> Path:
+    """A tiny fp32 Qwen2.5-VL whose answers depend on what it sees and where."""
+    from .families import QWEN2_5_VL
+
+    return models(QWEN2_5_VL)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ def engine(model: Path | str, **options: Any) -> Iterator[Any]:
         "dtype": "float32", "max_model_len": 4096, "enforce_eager": True, "seed": 0,
         "limit_mm_per_prompt": {"video": 3, "image": 3}, "enable_prefix_caching": False,
     }  # fmt: skip
+    ENGINES.close()  # one at a time
     llm = LLM(str(model), **(defaults | options))
     try:
         yield llm
@@ -76,6 +77,35 @@ def engine(model: Path | str, **options: Any) -> Iterator[Any]:
         llm.llm_engine.engine_core.shutdown()
         del llm
         cleanup_dist_env_and_memory()
+
+
+class Engines:
+    """Engines that tests and files share: one that the next test asks for again is not started again."""
+
+    def __init__(self) -> None:
+        self._key, self._llm, self._stack = "", None, ExitStack()
+
+    def __call__(self, model: Path | str, settings: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """A ``vllm.LLM`` of ``model`` with FlashVID's ``settings`` (None: without the plugin) and vLLM's ``options``.
+
+        It is the caller's until another one is asked for.
+        """
+        from flashvid_vllm import engine_args
+
+        key = repr((str(model), settings and sorted(settings.items()), sorted(options.items())))
+        if self._llm is None or key != self._key:
+            self.close()
+            flashvid = {} if settings is None else engine_args(**settings)
+            self._llm, self._key = self._stack.enter_context(engine(model, **flashvid, **options)), key
+        return self._llm
+
+    def close(self) -> None:
+        """End the engine that lives."""
+        self._llm, stack, self._stack = None, self._stack, ExitStack()
+        stack.close()
+
+
+ENGINES = Engines()
 
 
 def prompt_of(
