@@ -94,9 +94,10 @@ class Engines:
 
         key = repr((str(model), settings and sorted(settings.items()), sorted(options.items())))
         if self._llm is None or key != self._key:
-            self.close()
             flashvid = {} if settings is None else engine_args(**settings)
-            self._llm, self._key = self._stack.enter_context(engine(model, **flashvid, **options)), key
+            stack = ExitStack()
+            self._llm = stack.enter_context(engine(model, **flashvid, **options))
+            self._stack, self._key = stack, key
         return self._llm
 
     def close(self) -> None:
