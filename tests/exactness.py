@@ -41,3 +41,35 @@ def assert_linked(
             assert abs(float(expected[0][t, i]) - threshold) <= NEAR
         else:
             assert unit[t, i] @ unit[t - 1, mine] >= expected[0][t, i] - NEAR
+
+
+def assert_clustered(x: Tensor, k: int, got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+    """Each centre of ``got`` could have the best score of those left, each token's home could be its nearest centre.
+
+    Could: every squared distance may be off by NEAR of the largest squared norm, as it is where they come from inner
+    products. In flat regions the order of distances, and so of densities, is rounding alone.
+    """
+    if torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1]):
+        return
+    rows, index = x.double(), torch.arange(len(x))
+    finite = rows.isfinite().all(-1)
+    norms = rows[finite].square().sum(-1) / x.shape[1]
+    off = NEAR * float(norms.max()) if len(norms) else 0.0
+    squared = (rows[:, None] - rows[None]).square().mean(-1)
+    squared = torch.where(finite[:, None] & finite[None], squared, torch.inf).fill_diagonal_(0)
+    low, high = (squared - off).clamp(min=0).sqrt(), (squared + off).sqrt()
+    m = squared.sort(-1).values[:, :k].mean(-1)
+    others = index[None] != index[:, None]
+    surely = others & (m[None] < m[:, None] - 2 * off)  # [i, j]: is j denser than i
+    perhaps = others & (m[None] <= m[:, None] + 2 * off)
+    at_most = torch.where(surely.any(-1), torch.where(surely, high, torch.inf).amin(-1), high.max())
+    at_least = torch.where(perhaps.any(-1), torch.where(perhaps, low, torch.inf).amin(-1), low.max())
+    best, worst = (torch.nan_to_num(delta.log() - m, nan=-torch.inf) for delta in (at_most + 1e-30, at_least))
+    left = torch.ones(len(x), dtype=torch.bool)
+    for center in got[0].tolist():
+        assert left[center]
+        assert best[center] >= worst[left].max() - NEAR * (1 + abs(float(best[center]))) - 2 * off
+        left[center] = False
+    home = got[0][got[1]]
+    assert (~left | (low[index, home] <= high[:, got[0]].amin(-1))).all()
+    assert torch.equal(got[1][got[0]], torch.arange(len(got[0])))

@@ -19,7 +19,7 @@ from flashvid_vllm import CompressedVideo, FlashVidConfig
 from flashvid_vllm.budget import plan
 from flashvid_vllm.ops import native, reference
 from tests.cases import DTYPES, GOLDEN, SHAPES, VIDEOS, assert_close, golden, video
-from tests.exactness import NEAR, assert_linked, assert_selected
+from tests.exactness import assert_clustered, assert_linked, assert_selected
 from tests.test_compress import FIELDS, SELECTIONS, assert_sound, configs
 from tests.test_golden import config_of
 from tests.test_reference import half_mask, op_inputs, tensors
@@ -75,24 +75,6 @@ def compress(features: Tensor, attention: Tensor | None, config: FlashVidConfig)
             config.min_segments,
         )
     )
-
-
-def assert_clustered(x: Tensor, k: int, got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
-    """A differing centre scores within NEAR of the reference's, relative to m; a differing home is as near."""
-    if torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1]):
-        return
-    distance = torch.cdist(x.double(), x.double()) / x.shape[1] ** 0.5
-    m = distance.square().sort(-1).values[:, :k].mean(-1)
-    index = torch.arange(len(x))
-    denser = (m[None] < m[:, None]) | ((m[None] == m[:, None]) & (index[None] < index[:, None]))
-    delta = torch.where(denser.any(-1), torch.where(denser, distance, torch.inf).amin(-1), distance.max())
-    score = delta.log() - m
-    tolerance = NEAR * (1 + m.max())
-    assert (score[got[0]] >= score[expected[0]] - tolerance).all()
-    home = distance[index, got[0][got[1]]]
-    is_center = torch.zeros(len(x), dtype=torch.bool).scatter_(0, got[0], True)
-    assert (is_center | (home <= distance[:, got[0]].amin(-1) * (1 + NEAR) + 1e-9)).all()
-    assert torch.equal(got[1][got[0]], torch.arange(len(got[0])))
 
 
 # Golden vectors
