@@ -11,7 +11,8 @@ BIN := $(VENV)/bin
 SOURCES = flashvid_vllm kernels tests benchmarks setup.py
 # tests marked `gpu` run where there is a GPU
 MARKS = $(shell nvidia-smi -L >/dev/null 2>&1 || test -e /dev/kfd || echo "not gpu")
-PYTEST = $(BIN)/python -m pytest -q -m "$(MARKS)"
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -q -m "$(MARKS)" -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full compat check bench fidelity serving frames tinyvlm clean

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Fixtures that several test files share."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +16,19 @@ import torch
 
 from flashvid_vllm import ops
 
+from .times import Times
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--longer", action="store_true", help="only the tests that FLASHVID_TESTS=full makes longer")
+    parser.addoption("--budget", action="store_true", help="fail where a file costs more than tests/times.py allows")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Times(config))
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items if os.environ.get("FLASHVID_TESTS") == "quick" else []:
         if (longer := item.get_closest_marker("longer")) and longer.args:
@@ -27,6 +36,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("longer"):
         config.hook.pytest_deselected(items=[item for item in items if not item.get_closest_marker("longer")])
         items[:] = [item for item in items if item.get_closest_marker("longer")]
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    items.sort(key=lambda item: not item.get_closest_marker("slow"))  # so that no engine starts when all else is done
+
+
+def group_of(item: pytest.Item) -> str:
+    """Of the tests that pytest-xdist gives to one process: those of a model, as they share engines, or of a file."""
+    if {"engines", "served", "llm"} & set(getattr(item, "fixturenames", ())):
+        for value in item.callspec.params.values() if hasattr(item, "callspec") else ():
+            for one in value if isinstance(value, tuple) else (value,):
+                if hasattr(one, "kind") and hasattr(one, "oracle"):
+                    return str(one.kind)
+        return "qwen2_5_vl"
+    return item.path.name
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +81,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
         return made[key]
 
     return model
+
+
+@pytest.fixture(scope="session")
+def oracles(models: Callable[[Any], Path]) -> Callable[[Any], Any]:
+    """A family's oracle, loaded once."""
+    return functools.cache(lambda family: family.load_oracle(models(family)))
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ def engine(model: Path | str, **options: Any) -> Iterator[Any]:
 
     defaults: dict[str, Any] = {
         "dtype": "float32", "max_model_len": 4096, "enforce_eager": True, "seed": 0,
-        "limit_mm_per_prompt": {"video": 3, "image": 3}, "enable_prefix_caching": False,
+        "limit_mm_per_prompt": {"video": 3, "image": 3}, "enable_prefix_caching": True, "max_num_seqs": 8,
     }  # fmt: skip
     _prepare_process()
     ENGINES.close()  # one at a time
@@ -143,10 +143,26 @@ def prompt_of(
     return prompt
 
 
-def greedy(llm: Any, prompts: list[Any], max_tokens: int = 6, logprobs: int = 5) -> list[Any]:
-    """Greedy answers to a batch: a list of vLLM's RequestOutput."""
+@contextmanager
+def chunked(llm: Any, tokens: int | None = 32) -> Iterator[None]:
+    """Let an engine prefill prompts in chunks of so many tokens, smaller than a video; None changes nothing."""
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    before = scheduler.max_num_scheduled_tokens
+    scheduler.max_num_scheduled_tokens = tokens or before
+    try:
+        yield
+    finally:
+        scheduler.max_num_scheduled_tokens = before
+
+
+def greedy(
+    llm: Any, prompts: list[Any], max_tokens: int = 6, logprobs: int = 5, keep_prefixes: bool = False
+) -> list[Any]:
+    """Greedy answers to a batch: a list of vLLM's RequestOutput. Prefixes of earlier ones are forgotten before."""
     from vllm import SamplingParams
 
+    if not keep_prefixes:
+        assert llm.reset_prefix_cache()
     params = SamplingParams(temperature=0, max_tokens=max_tokens, logprobs=logprobs, ignore_eos=True)
     return llm.generate(prompts, params, use_tqdm=False)
 

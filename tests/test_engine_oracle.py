@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from .engine import IMAGE, VIDEO, Clip, check, engine, greedy, picture, prompt_of, record_positions, tokens_and_logprobs
+from .engine import (
+    IMAGE,
+    VIDEO,
+    Clip,
+    Engines,
+    check,
+    chunked,
+    greedy,
+    picture,
+    prompt_of,
+    record_positions,
+    tokens_and_logprobs,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +40,6 @@ CASES: dict[str, tuple[str, list[Clip], list[np.ndarray]]] = {
     "nothing before or after": ("<|video_pad|>", [OTHER], []),
     "side by side": ("<|video_pad|><|video_pad|>", [OTHER, SHORT], []),
 }
-RATIOS = [1, 0.5, 0.1]
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +49,21 @@ def oracle(sharp_model: Path) -> Any:
     return Oracle(sharp_model)
 
 
-@pytest.fixture(scope="module", params=["whole", "chunked"])
-def llm(request: pytest.FixtureRequest, sharp_model: Path) -> Iterator[Any]:
-    """The engine, once with whole prompts and once with prompts in chunks smaller than a video."""
-    import flashvid_vllm
-
-    options: dict[str, Any] = {}
-    if request.param == "chunked":
-        options = {"max_num_batched_tokens": 32, "max_num_seqs": 8, "enable_prefix_caching": True}
-    with engine(sharp_model, **flashvid_vllm.engine_args(retention_ratio=0.3), **options) as llm:
-        yield llm
+@pytest.fixture
+def llm(engines: Engines, sharp_model: Path) -> Any:
+    return engines(sharp_model, {"retention_ratio": 0.3})
 
 
-@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.fixture(params=[None, 32], ids=["whole", "chunked"])
+def chunk(request: pytest.FixtureRequest, llm: Any) -> Iterator[int | None]:
+    """Whole prompts, and prompts in chunks smaller than a video."""
+    with chunked(llm, request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize(("chunk", "ratio"), [(None, 1), (None, 0.1), (32, 0.5)], indirect=["chunk"])
 @pytest.mark.parametrize("name", CASES)
-def test_same_answer_as_transformers(llm: Any, oracle: Any, name: str, ratio: float) -> None:
+def test_same_answer_as_transformers(llm: Any, oracle: Any, chunk: int | None, name: str, ratio: float) -> None:
     text, clips, images = CASES[name]
     settings = {"retention_ratio": ratio}
     output = greedy(llm, [prompt_of(text, clips, images, settings)])[0]
@@ -85,6 +96,7 @@ def test_every_setting_reaches_the_model(llm: Any, oracle: Any, settings: dict[s
     check(output, oracle.greedy(embeddings, positions, 6), TOLERANCE)
 
 
+@pytest.mark.usefixtures("chunk")
 def test_served_together_as_alone_and_again(llm: Any) -> None:
     """A batch of different videos and ratios, against each alone, and all of it repeated from the caches."""
     prompts = [
@@ -93,7 +105,7 @@ def test_served_together_as_alone_and_again(llm: Any) -> None:
     ]
     prompts.append(prompt_of(HEAD + TAIL))
     alone = [greedy(llm, [prompt])[0] for prompt in prompts]
-    together, again = greedy(llm, prompts), greedy(llm, prompts)
+    together, again = greedy(llm, prompts), greedy(llm, prompts, keep_prefixes=True)
     for batch in (together, again):
         for one, other in zip(alone, batch, strict=True):
             assert one.prompt_token_ids == other.prompt_token_ids
@@ -104,21 +116,21 @@ def test_served_together_as_alone_and_again(llm: Any) -> None:
                 assert max(abs(step[i] - other_step[i]) for i in common) < TOLERANCE
 
 
+@pytest.mark.usefixtures("chunk")
 def test_a_prefix_hit_inside_a_video(llm: Any, oracle: Any) -> None:
     """Another question about the same video: its first blocks come from the cache, the rest is prefilled."""
     _, clips, images = CASES["long"]
     settings = {"retention_ratio": 0.95}
     greedy(llm, [prompt_of(f"{HEAD}{VIDEO}{TAIL}", clips, images, settings)])
     text = f"{HEAD}{VIDEO}Describe the video.{TAIL}"
-    output = greedy(llm, [prompt_of(text, clips, images, settings)])[0]
-    if llm.llm_engine.vllm_config.cache_config.enable_prefix_caching:
-        assert len(HEAD) < output.num_cached_tokens < len(output.prompt_token_ids) - len(TAIL)
+    output = greedy(llm, [prompt_of(text, clips, images, settings)], keep_prefixes=True)[0]
+    assert len(HEAD) < output.num_cached_tokens < len(output.prompt_token_ids) - len(TAIL)
     embeddings, positions = oracle.assemble(text, clips, images, settings)
     check(output, oracle.greedy(embeddings, positions, 6), TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["long", "text on both sides", "two videos", "video, image, video", "side by side"])
-def test_positions_as_the_model_receives_them(llm: Any, oracle: Any, name: str) -> None:
+def test_positions_as_the_model_receives_them(llm: Any, oracle: Any, name: str, chunk: int | None) -> None:
     text, clips, images = CASES[name]
     settings = {"retention_ratio": 0.37}  # used nowhere else: nothing of it can come from a cache
     steps = record_positions(llm, [prompt_of(text, clips, images, settings)])
@@ -127,7 +139,7 @@ def test_positions_as_the_model_receives_them(llm: Any, oracle: Any, name: str) 
     assert torch.equal(received[:, : positions.shape[1]], positions)
     continued = torch.arange(oracle.next_position, oracle.next_position + 5).expand(3, 5)
     assert torch.equal(received[:, positions.shape[1] :], continued)
-    limit = llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    limit = chunk or llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
     assert len(steps) == -(-positions.shape[1] // limit) + 5  # chunks of the prompt, then tokens
 
 

@@ -4,7 +4,7 @@
 test_engine_oracle.py looks more closely, at Qwen2.5-VL.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 
 from flashvid_vllm.processor import count_tokens
 
-from .engine import Clip, check, engine, greedy, picture, prompt_of, record_positions
+from .engine import Clip, Engines, check, chunked, engine, greedy, picture, prompt_of, record_positions
 from .families import (
     EXACT,
     LLAVA_ONEVISION_ORIGINAL,
@@ -24,7 +24,6 @@ from .families import (
     LLAVA_VIDEO_ORIGINAL,
     QWEN3_5,
     QWEN3_5_MOE,
-    QWEN3_VL,
     Family,
 )
 from .oracles.qwen3_5_float32 import float32_linear_attention
@@ -40,7 +39,6 @@ CASES: dict[str, tuple[str, list[Clip], list[np.ndarray]]] = {
     "image, video": (f"{HEAD}{{i}}\n{{v}}{TAIL}", [OTHER], [picture()]),
     "nothing around it": ("{v}", [OTHER], []),
 }
-RATIOS = [1, 0.5, 0.1]
 VARIANTS = ("qwen3_vl_moe", "qwen3_5_moe", "llava_onevision_clip", "llava_video_frame", "llava_video-original")
 
 
@@ -68,33 +66,43 @@ class Served:
         check(output, self.oracle.greedy(embeddings, positions, 6), self.family.tolerance)
 
 
-def runs() -> list[Any]:
-    """Each family with whole prompts, and with prompts in chunks smaller than a video."""
-    longer = pytest.mark.longer("a variant")
-    return [
-        pytest.param((family, how), id=f"{family.name}-{how}", marks=longer if is_longer else [])
-        for family in EXACT
-        for how in ("whole", "chunked")
-        for is_longer in [{family.kind, family.name} & set(VARIANTS) or (how == "chunked" and family is not QWEN3_VL)]
-    ]
+LONGER = pytest.mark.longer("a variant")
 
 
-@pytest.fixture(scope="module", params=runs())
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    from flashvid_vllm import engine_args
-
-    family, how = request.param
-    options = dict(family.engine_options)
-    if how == "chunked":
-        options |= {"max_num_batched_tokens": 32, "max_num_seqs": 8, "enable_prefix_caching": True}
-    directory = family.make(tmp_path_factory.mktemp("model") / family.kind)
-    linear_attention = float32_linear_attention() if family in (QWEN3_5, QWEN3_5_MOE) else nullcontext()
-    with linear_attention, engine(directory, **engine_args(retention_ratio=0.3, **family.settings), **options) as llm:
-        yield Served(family, llm, family.load_oracle(directory))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(f, id=f.name, marks=LONGER if {f.kind, f.name} & set(VARIANTS) else []) for f in EXACT],
+)
+def family(request: pytest.FixtureRequest) -> Iterator[Family]:
+    linear_attention = float32_linear_attention() if request.param in (QWEN3_5, QWEN3_5_MOE) else nullcontext()
+    with linear_attention:
+        yield request.param
 
 
-@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.fixture
+def served(
+    family: Family, engines: Engines, models: Callable[[Family], Path], oracles: Callable[[Family], Any]
+) -> Served:
+    llm = engines(models(family), {"retention_ratio": 0.3, **family.settings}, **family.engine_options)
+    return Served(family, llm, oracles(family))
+
+
+@pytest.fixture
+def chunk(request: pytest.FixtureRequest, served: Served) -> Iterator[None]:
+    """Whole prompts (None), or prompts in chunks smaller than a video."""
+    with chunked(served.llm, request.param):
+        yield
+
+
+# 1 is the plain model's path; a chunk that ends inside a video needs one of more tokens than that
+@pytest.mark.parametrize(
+    ("chunk", "ratio"),
+    [(None, 0.1), (32, 0.5), pytest.param(None, 1, marks=pytest.mark.longer("plain"))],
+    ids=["whole-0.1", "chunked-0.5", "whole-1"],
+    indirect=["chunk"],
+)
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("chunk")
 def test_same_answer_as_the_oracle(served: Served, name: str, ratio: float) -> None:
     settings = {"retention_ratio": ratio}
     served.check(name, settings, settings)
@@ -105,9 +113,14 @@ def test_token_budget_and_disabled(served: Served) -> None:
     served.check("text around two videos", {"enabled": False}, None)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "chunk"),
+    [("one video", 32), ("text around two videos", 32), ("image, video", None), ("nothing around it", 32)],
+    indirect=["chunk"],
+)
+@pytest.mark.usefixtures("chunk")
 def test_positions_are_those_of_the_oracle(served: Served, name: str) -> None:
-    settings = {"retention_ratio": 0.37}  # used nowhere else: nothing of it can come from a cache
+    settings = {"retention_ratio": 0.37}
     steps = record_positions(served.llm, [served.prompt(name, settings)])
     received = torch.cat(steps, dim=-1)
     _, positions = served.assemble(name, settings)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""What the tests cost: the slowest at the end of a run, and with ``--budget`` a failure where a file costs too much.
+
+Seconds are the processor's, of the test and of the processes that it started and ended, so that a busy machine does
+not fail what a quiet one passes. BUDGETS are twice to three times what two cores of a Zen 1 took, the slowest tried.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+COST = "cpu_seconds"
+SHOWN = 20
+# file -> seconds that it may cost where `make test` (quick) or `make test-full` (full) runs it; others: DEFAULT
+DEFAULT = 60
+BUDGETS: dict[str, dict[str, int]] = {"quick": {}, "full": {}}
+
+
+def seconds() -> float:
+    """Processor seconds of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def over_budget(costs: Counter[str], budgets: dict[str, int]) -> list[str]:
+    """A line for every file of ``costs`` that costs more than its budget."""
+    lines = []
+    for file, cost in sorted(costs.items()):
+        budget = budgets.get(file, DEFAULT)
+        if cost > budget:
+            lines.append(f"{file} cost {cost:.0f} s of processor time, its budget is {budget} s (tests/times.py)")
+    return lines
+
+
+class Times:
+    """A pytest plugin; with pytest-xdist each worker measures and the controller adds up."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.costs: Counter[str] = Counter()  # by test
+        self.lines: list[str] = []
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[Any]:
+        start = seconds()
+        item.stash[_START] = start
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
+        report = yield
+        if call.when == "teardown":
+            report.user_properties.append((COST, seconds() - item.stash[_START]))
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.costs[report.nodeid] += sum(value for name, value in report.user_properties if name == COST)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(self.config, "workerinput") or not self.config.getoption("--budget"):
+            return
+        files: Counter[str] = Counter()
+        for test, cost in self.costs.items():
+            files[test.split("::")[0].removeprefix("tests/")] += cost
+        kind = "full" if os.environ.get("FLASHVID_TESTS") == "full" else "quick"
+        self.lines = over_budget(files, BUDGETS[kind])
+        if self.lines and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        total = sum(self.costs.values())
+        terminalreporter.section(f"{SHOWN} slowest tests, in seconds of processor time ({total:.0f} in all)")
+        for test, cost in self.costs.most_common(SHOWN):
+            terminalreporter.line(f"{cost:7.1f}  {test}")
+        for line in self.lines:
+            terminalreporter.line(f"OVER BUDGET: {line}", red=True)
+
+
+_START = pytest.StashKey[float]()
