@@ -6,7 +6,6 @@ import logging
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,11 +32,10 @@ def interpreted(files: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
 
 @needs_triton
 @pytest.mark.longer
-def test_in_the_interpreter() -> None:
-    halves = (("test_ops.py",), ("test_pipeline.py", "test_bounds.py"))
-    with ThreadPoolExecutor() as pool:
-        for done in pool.map(interpreted, halves):
-            assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+@pytest.mark.parametrize("files", [("test_ops.py",), ("test_pipeline.py", "test_bounds.py")], ids="+".join)
+def test_in_the_interpreter(files: tuple[str, ...]) -> None:
+    done = interpreted(files)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
 
 def test_auto_is_triton_on_a_gpu_and_never_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

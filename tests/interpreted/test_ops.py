@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Every Triton op against the torch reference, on the reference's own inputs."""
 
-import itertools
 from typing import Any
 
 import pytest
@@ -12,25 +11,13 @@ from flashvid_vllm import ops
 from flashvid_vllm.ops import reference
 from tests.cases import DTYPES, GOLDEN, Golden, assert_close, golden, video
 from tests.exactness import assert_clustered, assert_linked, assert_selected
-from tests.interpreted.conftest import FULL
+from tests.interpreted.conftest import FULL, sampled
 from tests.test_golden import config_of
 from tests.test_reference import OPS, half_mask, op_inputs, same
 
 TRITON: Any = {"backend": "triton"}
-ALL_SHAPES = list(itertools.product((1, 2, 5), (1, 7, 63, 65, 196), (40, 72, 130)))
-SOME_SHAPES = [(1, 1, 40), (2, 7, 130), (5, 7, 72), (2, 63, 72), (1, 65, 130), (5, 65, 40), (2, 196, 40)]
-SHAPES = ALL_SHAPES if FULL else SOME_SHAPES
-KINDS = ("scene", "noise", "letterbox", "nan")
-
-
-@pytest.fixture(params=SHAPES, ids=str)
-def shape(request: pytest.FixtureRequest) -> tuple[int, int, int]:
-    return request.param
-
-
-@pytest.fixture(params=DTYPES, ids=str)
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
+# T, N, D: one frame, one token, and sizes beside the powers of two that kernels tile by
+SHAPES = [(1, 1, 40), (2, 7, 130), (5, 7, 72), (2, 63, 72), (1, 65, 130), (5, 65, 40), (2, 196, 40), (1, 196, 130)]
 
 
 def ids_of(num_frames: int) -> Tensor:
@@ -41,7 +28,7 @@ def ids_of(num_frames: int) -> Tensor:
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("kind", ["scene", "static", "zeros", "nan"])
+@pytest.mark.parametrize(("shape", "kind", "dtype"), sampled(SHAPES, ["scene", "static", "zeros", "nan"], DTYPES))
 def test_segment_frames(shape: tuple[int, int, int], kind: str, dtype: torch.dtype) -> None:
     frames = video(kind, *shape)[0].mean(1).to(dtype)
     for min_segments in (1, 3, 9):
@@ -50,6 +37,7 @@ def test_segment_frames(shape: tuple[int, int, int], kind: str, dtype: torch.dty
 
 
 @pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("shape", "dtype"), sampled(SHAPES, DTYPES))
 def test_event_relevance(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     features, segment_id = video("scene", *shape, dtype)[0], ids_of(shape[0])
     expected = ops.event_relevance(features, segment_id, backend="torch")
@@ -57,7 +45,7 @@ def test_event_relevance(shape: tuple[int, int, int], dtype: torch.dtype) -> Non
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("kind", ("scene", "nan") if FULL else KINDS[::2])
+@pytest.mark.parametrize(("shape", "kind", "dtype"), sampled(SHAPES, ["scene", "letterbox", "nan"], DTYPES))
 def test_select_tokens(shape: tuple[int, int, int], kind: str, dtype: torch.dtype) -> None:
     features, attention = video(kind, *shape, dtype)
     for k, weight in ((max(1, shape[1] // 6), attention.to(dtype)), (min(3, shape[1]), None), (0, None)):
@@ -66,7 +54,7 @@ def test_select_tokens(shape: tuple[int, int, int], kind: str, dtype: torch.dtyp
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("matching", ["tree", "position"])
+@pytest.mark.parametrize(("shape", "matching", "dtype"), sampled(SHAPES, ["tree", "position"], DTYPES))
 def test_match_tokens(shape: tuple[int, int, int], matching: str, dtype: torch.dtype) -> None:
     segment_id = ids_of(shape[0])
     for kind in ("scene", "nan"):
@@ -77,6 +65,7 @@ def test_match_tokens(shape: tuple[int, int, int], matching: str, dtype: torch.d
 
 
 @pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_tree_roots(shape: tuple[int, int, int]) -> None:
     parent = torch.randint(-1, shape[1], shape[:2], generator=torch.Generator().manual_seed(0))
     parent[0] = -1
@@ -84,6 +73,7 @@ def test_tree_roots(shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("shape", "dtype"), sampled(SHAPES, DTYPES))
 def test_pool_trees(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     features = video("noise", *shape, dtype)[0]
     parent = torch.randint(-1, shape[1], shape[:2], generator=torch.Generator().manual_seed(1))
@@ -97,9 +87,9 @@ def test_pool_trees(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("n", [1, 7, 63, 65])
-@pytest.mark.parametrize("d", [40, 72, 130] if FULL else [130])
-@pytest.mark.parametrize("kind", ["noise", "letterbox", "zeros"])
+@pytest.mark.parametrize(
+    ("n", "kind", "d", "dtype"), sampled([1, 7, 63, 65], ["noise", "letterbox", "zeros"], [40, 72, 130], DTYPES)
+)
 def test_cluster_tokens(n: int, d: int, kind: str, dtype: torch.dtype) -> None:
     x = video(kind, 1, n, d, dtype)[0][0]
     for num_clusters, k in {(1, min(7, n)), ((n + 1) // 2, min(7, n)), (n, 1)}:
@@ -108,8 +98,7 @@ def test_cluster_tokens(n: int, d: int, kind: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("n", [1, 7, 63, 65, 196] if FULL else [1, 7, 65])
-@pytest.mark.parametrize("channels", [40, 72, 130])
+@pytest.mark.parametrize(("n", "channels", "dtype"), sampled([1, 7, 63, 65, 196], [40, 72, 130], DTYPES))
 def test_received_attention(n: int, channels: int, dtype: torch.dtype) -> None:
     query, key = torch.randn(2, 2, 3, n, channels, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected = ops.received_attention(query, key, backend="torch")
@@ -119,7 +108,7 @@ def test_received_attention(n: int, channels: int, dtype: torch.dtype) -> None:
 # Golden vectors: indices are equal.
 
 
-@pytest.fixture(params=GOLDEN)
+@pytest.fixture(params=GOLDEN if FULL else ["odd_grid"])
 def vector(request: pytest.FixtureRequest) -> Golden:
     return golden(request.param)
 
