@@ -2,6 +2,7 @@
 """Fixtures that several test files share."""
 
 import functools
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Times(config))
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # what tests/engine.py has frozen: it would be reported as leaked
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items if os.environ.get("FLASHVID_TESTS") == "quick" else []:
@@ -37,7 +42,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=[item for item in items if not item.get_closest_marker("longer")])
         items[:] = [item for item in items if item.get_closest_marker("longer")]
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(group_of(item)))
     items.sort(key=lambda item: not item.get_closest_marker("slow"))  # so that no engine starts when all else is done
 
 

@@ -29,7 +29,7 @@ VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 
 
 @functools.cache
-def _prepare_process() -> None:
+def prepare_process() -> None:
     """Once, when vLLM is imported: what makes engines start in seconds.
 
     vLLM looks at a model's class in a process of its own, which imports it all again, so as not to touch a GPU here;
@@ -85,7 +85,7 @@ def engine(model: Path | str, **options: Any) -> Iterator[Any]:
         "dtype": "float32", "max_model_len": 4096, "enforce_eager": True, "seed": 0,
         "limit_mm_per_prompt": {"video": 3, "image": 3}, "enable_prefix_caching": True, "max_num_seqs": 8,
     }  # fmt: skip
-    _prepare_process()
+    prepare_process()
     ENGINES.close()  # one at a time
     llm = LLM(str(model), **(defaults | options))
     try:
@@ -214,7 +214,7 @@ def in_new_process(function: Callable[..., Any], directory: Path, *arguments: An
     done = subprocess.run(
         [sys.executable, str(script), json.dumps(arguments, default=str)],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), **env},
-        capture_output=True, text=True, timeout=400, cwd=directory,
+        capture_output=True, text=True, timeout=1800, cwd=directory,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     return json.loads(next(x for x in done.stdout.splitlines() if x.startswith("RESULT ")).removeprefix("RESULT "))

@@ -14,6 +14,13 @@ pytest.importorskip("vllm")
 from flashvid_vllm import engine_args
 from flashvid_vllm.models import FAMILIES
 
+from .engine import prepare_process
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _prepared() -> None:
+    prepare_process()
+
 
 @pytest.fixture(scope="module")
 def text_model(sharp_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -3,12 +3,13 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .engine import Clip, engine, greedy, in_new_process, picture, prompt_of, tokens_and_logprobs
+from .engine import Clip, Engines, engine, greedy, in_new_process, picture, prompt_of, tokens_and_logprobs
 from .families import (
     LLAVA_ONEVISION,
     LLAVA_VIDEO,
@@ -21,31 +22,37 @@ from .families import (
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.longer("30 s a start"),
+    pytest.mark.longer("10 s a start"),
+    pytest.mark.xdist_group("two ranks"),  # which are started for all tests at once
     pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a core for each rank"),
 ]
 
 FAMILIES = [QWEN2_5_VL, QWEN3_VL, QWEN3_5_BF16, LLAVA_ONEVISION, LLAVA_VIDEO, LLAVA_VIDEO_ORIGINAL]
 
 
-def answers(directory: Path, family: Family, **options: Any) -> dict[str, Any]:
-    """Greedy answers, and what each rank's encoder gave the language model."""
-    from flashvid_vllm import engine_args
-
+def answers_of(llm: Any, family: Family) -> list[Any]:
+    """Greedy answers."""
+    settings = {"retention_ratio": 0.2}
     prompts = [
-        prompt_of(f"{family.video}Describe the video.", [Clip(16, 112, 112)]),
+        prompt_of(f"{family.video}Describe the video.", [Clip(16, 112, 112)], flashvid=settings),
         prompt_of(
             f"{family.image}then{family.video}and{family.video}s",
             [Clip(4, 84, 112), Clip(9, 112, 84, seed=1)],
             [picture()],
+            settings,
         ),
     ]
-    with engine(
-        directory, **engine_args(retention_ratio=0.2, **family.settings), **family.engine_options, **options
-    ) as llm:
+    return [tokens_and_logprobs(output) for output in greedy(llm, prompts, 6)]
+
+
+def answers(directory: Path, family: Family, **options: Any) -> dict[str, Any]:
+    """Greedy answers of several ranks, and what each rank's encoder gave the language model."""
+    from flashvid_vllm import engine_args
+
+    settings = engine_args(retention_ratio=0.3, **family.settings)
+    with engine(directory, **settings, **family.engine_options, **options) as llm:
         llm.apply_model(watch_embeddings)
-        outputs = [tokens_and_logprobs(output) for output in greedy(llm, prompts, 6)]
-        return {"answers": outputs, "ranks": llm.apply_model(seen_embeddings)}
+        return {"answers": answers_of(llm, family), "ranks": llm.apply_model(seen_embeddings)}
 
 
 def watch_embeddings(model: Any) -> None:
@@ -64,31 +71,42 @@ def seen_embeddings(model: Any) -> list[list[str]]:
     return model.test_digests
 
 
-def answers_of_two(directory: str, name: str, encoder: str) -> dict[str, Any]:
-    """Runs in a process of its own."""
+CASES = [
+    (family, encoder)
+    for family in FAMILIES
+    for encoder in ("weights", "data")
+    # vLLM shares LLaVA's encoder by heads only, and Qwen3.5's is Qwen3-VL's
+    if encoder == "weights" or family in (QWEN2_5_VL, QWEN3_VL)
+]
+IDS = [f"{family.name}-{encoder}" for family, encoder in CASES]
+
+
+def answers_of_two(directories: dict[str, str]) -> dict[str, Any]:
+    """Runs in a process of its own, whose ranks are its forks, so that all is imported once."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
-    family = next(family for family in FAMILIES if family.name == name)
-    return answers(Path(directory), family, tensor_parallel_size=2, mm_encoder_tp_mode=encoder)
+    return {
+        name: answers(Path(directories[family.name]), family, tensor_parallel_size=2, mm_encoder_tp_mode=encoder)
+        for name, (family, encoder) in zip(IDS, CASES, strict=True)
+    }
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
-def one_rank(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path, Any]:
-    family: Family = request.param
-    directory = family.make(tmp_path_factory.mktemp("tp") / family.kind)
-    return family, directory, answers(directory, family)["answers"]
-
-
-@pytest.mark.parametrize("encoder", ["weights", "data"])
-def test_two_ranks_answer_as_one(one_rank: tuple[Family, Path, Any], encoder: str, tmp_path: Path) -> None:
-    family, directory, one = one_rank
-    if encoder == "data" and family not in (QWEN2_5_VL, QWEN3_VL):
-        pytest.skip("vLLM shares LLaVA's encoder by heads only, and Qwen3.5's is Qwen3-VL's")
+@pytest.fixture(scope="module")
+def two_ranks(models: Callable[[Family], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     env = {
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_CPU_OMP_THREADS_BIND": "0|1",
         "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # for apply_model
     }
-    two = in_new_process(answers_of_two, tmp_path, directory, family.name, encoder, env=env)
+    directories = {family.name: str(models(family)) for family in FAMILIES}
+    return in_new_process(answers_of_two, tmp_path_factory.mktemp("two"), directories, env=env)
+
+
+@pytest.mark.parametrize(("family", "encoder"), CASES, ids=IDS)
+def test_two_ranks_answer_as_one(
+    family: Family, encoder: str, two_ranks: dict[str, Any], models: Callable[[Family], Path], engines: Engines
+) -> None:
+    llm = engines(models(family), {"retention_ratio": 0.3, **family.settings}, **family.engine_options)
+    one = answers_of(llm, family)
+    two = two_ranks[f"{family.name}-{encoder}"]
     first, second = two["ranks"]
     assert first == second
     assert len(first) >= 3  # an image, videos one by one
