@@ -117,6 +117,17 @@ class FlashVidProcessor:
             inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
         return super()._get_mm_hashes(inputs)  # type: ignore[misc]
 
+    def _get_cache_missing_items(self, cache: Any, mm_data_items: Any, mm_hashes: Any) -> Any:
+        try:
+            return super()._get_cache_missing_items(cache, mm_data_items, mm_hashes)  # type: ignore[misc]
+        except ValueError as error:
+            if self.info.flashvid_server is None or not any(data is None for data in mm_data_items.get("video", ())):
+                raise
+            raise ValueError(
+                f"{error} A video sent by its uuid alone is known under the {KEY} settings (and loading options) that "
+                "it was sent with: send the video itself, or the same settings"
+            ) from None
+
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         data = super()._apply_hf_processor_main(mm_items, hf_kwargs)  # type: ignore[misc]
         videos = mm_items.get_count("video", strict=False)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process: 4 s to start
@@ -89,11 +90,45 @@ def engine(model: Path | str, **options: Any) -> Iterator[Any]:
     ENGINES.close()  # one at a time
     llm = LLM(str(model), **(defaults | options))
     try:
-        yield llm
+        with _watch_positions(llm):
+            yield llm
     finally:
         llm.llm_engine.engine_core.shutdown()
         del llm
         cleanup_dist_env_and_memory()
+
+
+def first_layer(model: Any) -> Any:
+    """The language model's: the class around its layers has a __call__ of its own, without hooks."""
+    return model.language_model.model.layers[0]
+
+
+_lowest: list[Tensor] = []  # position that the language model was given since `no_position_below_0` last looked
+
+
+def no_position_below_0() -> None:
+    """AssertionError if a token reached the language model of this process's engine at a position below 0."""
+    lowest, _lowest[:] = [int(position) for position in _lowest], []
+    assert not lowest or lowest[0] >= 0, f"the language model was given the position {lowest[0]}"
+
+
+@contextmanager
+def _watch_positions(llm: Any) -> Iterator[None]:
+    """Keeps `_lowest`, whatever the engine is asked; not of compiled models nor of workers in other processes."""
+
+    def keep(module: Any, args: Any, kwargs: Any) -> None:
+        lowest = (args[0] if args else kwargs["positions"]).min()
+        _lowest[:] = [torch.minimum(lowest, *_lowest) if _lowest else lowest]
+
+    _lowest.clear()
+    executor = llm.llm_engine.model_executor
+    if not llm.llm_engine.model_config.enforce_eager or type(executor).__name__ != "UniProcExecutor":
+        yield
+        return
+    hook = first_layer(executor.driver_worker.get_model()).register_forward_pre_hook(keep, with_kwargs=True)
+    yield
+    hook.remove()
+    no_position_below_0()
 
 
 class Engines:
@@ -164,7 +199,9 @@ def greedy(
     if not keep_prefixes:
         assert llm.reset_prefix_cache()
     params = SamplingParams(temperature=0, max_tokens=max_tokens, logprobs=logprobs, ignore_eos=True)
-    return llm.generate(prompts, params, use_tqdm=False)
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    no_position_below_0()
+    return outputs
 
 
 def tokens_and_logprobs(output: Any) -> tuple[list[int], list[dict[int, float]]]:
@@ -182,20 +219,18 @@ def check(output: Any, expected: tuple[list[int], list[Tensor]], tolerance: floa
 
 
 def record_positions(llm: Any, prompts: list[Any], max_tokens: int = 6) -> list[Tensor]:
-    """The positions [3, n] that the language model receives at every step while it answers one prompt."""
+    """The positions [3, n] that the language model receives at every step while it answers one prompt: none below 0."""
     seen: list[Tensor] = []
 
     def keep(module: Any, args: Any, kwargs: Any) -> None:
         seen.append((args[0] if args else kwargs["positions"]).clone())
 
-    # at the first layer: the class around the layers has a __call__ of its own, without hooks
-    hooks = llm.apply_model(
-        lambda model: model.language_model.model.layers[0].register_forward_pre_hook(keep, with_kwargs=True)
-    )
+    hooks = llm.apply_model(lambda model: first_layer(model).register_forward_pre_hook(keep, with_kwargs=True))
     try:
         greedy(llm, prompts, max_tokens)
     finally:
         hooks[0].remove()
+    assert all(int(step.min()) >= 0 for step in seen), f"positions below 0: {[int(step.min()) for step in seen]}"
     return seen
 
 

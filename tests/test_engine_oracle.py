@@ -39,7 +39,15 @@ CASES: dict[str, tuple[str, list[Clip], list[np.ndarray]]] = {
     "video, image, video": (f"{HEAD}{VIDEO}then{IMAGE}{VIDEO}{TAIL}", [SHORT, OTHER], [picture()]),
     "nothing before or after": ("<|video_pad|>", [OTHER], []),
     "side by side": ("<|video_pad|><|video_pad|>", [OTHER, SHORT], []),
-}
+    # users speak of media, without images and behind the last video
+    "media ids in the text": (
+        f"{HEAD}What is {IMAGE}?{VIDEO}and {IMAGE}{IMAGE}{VIDEO}{VIDEO} what?{TAIL}", [OTHER, SHORT], [],
+    ),
+    "and an image": (
+        f"{HEAD}{IMAGE}What is {IMAGE}?{VIDEO}and {IMAGE}{VIDEO}{VIDEO} what?{TAIL}", [OTHER, SHORT], [picture()],
+    ),
+}  # fmt: skip
+LITERAL = ["media ids in the text", "and an image"]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +137,9 @@ def test_a_prefix_hit_inside_a_video(llm: Any, oracle: Any) -> None:
     check(output, oracle.greedy(embeddings, positions, 6), TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["long", "text on both sides", "two videos", "video, image, video", "side by side"])
+@pytest.mark.parametrize(
+    "name", ["long", "text on both sides", "two videos", "video, image, video", "side by side", *LITERAL]
+)
 def test_positions_as_the_model_receives_them(llm: Any, oracle: Any, name: str, chunk: int | None) -> None:
     text, clips, images = CASES[name]
     settings = {"retention_ratio": 0.37}  # used nowhere else: nothing of it can come from a cache

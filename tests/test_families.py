@@ -38,6 +38,12 @@ CASES: dict[str, tuple[str, list[Clip], list[np.ndarray]]] = {
     "text around two videos": (f"{HEAD}The quick brown fox.{{v}}0 1 2 3{{v}}{TAIL}", [OTHER, LONG], []),
     "image, video": (f"{HEAD}{{i}}\n{{v}}{TAIL}", [OTHER], [picture()]),
     "nothing around it": ("{v}", [OTHER], []),
+    # without images and behind the last video, users only speak of them: in the system message, in an earlier turn
+    "media ids in the text": (
+        f"<|im_start|>system\nMind {{i}}<|im_end|>\n{HEAD}{{i}}{{v}} and {{i}}<|im_end|>\n{HEAD}{{v}}{{i}}{{v}}{TAIL}",
+        [OTHER, LONG],
+        [],
+    ),
 }
 VARIANTS = ("qwen3_vl_moe", "qwen3_5_moe", "llava_onevision_clip", "llava_video_frame", "llava_video-original")
 
@@ -169,8 +175,16 @@ def test_llava_video_is_served_without_the_option_too(tmp_path: Path) -> None:
         output = greedy(llm, [prompt_of("<image>\nWhat happens?", [OTHER])])[0]
         other = greedy(llm, [prompt_of(f"{LLAVA_VIDEO.video}\nWhat happens?", [OTHER])])[0]
         assert output.prompt_token_ids == other.prompt_token_ids
-        with pytest.raises(ValueError, match="the prompt has 2 places for videos"):
-            greedy(llm, [prompt_of("<image><image>What happens?", [OTHER])])
+        # a place for every video and no more; any <image> is one only where its own are too few
+        for text, oracle_text, clips in (
+            ("<image>a <image>", "<video>a <image>", [OTHER]),
+            (f"<image>a {LLAVA_VIDEO.video}b<image>", "<image>a <video>b<image>", [OTHER]),
+            (f"<image>a {LLAVA_VIDEO.video}b<image>", "<video>a <video>b<image>", [OTHER, LONG]),
+        ):
+            expected = plain.oracle.greedy(*plain.oracle.assemble(oracle_text, clips, [], None), 6)
+            check(greedy(llm, [prompt_of(text, clips)])[0], expected, LLAVA_VIDEO.tolerance)
+        with pytest.raises(ValueError, match="the prompt has 1 places for videos"):
+            greedy(llm, [prompt_of("<image>What happens?", [OTHER, OTHER])])
 
 
 @pytest.mark.longer("several engines")

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from vllm.multimodal.inputs import PlaceholderRange
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
@@ -29,10 +28,6 @@ class FullPositionsModel(FlashVidModel):
         """Channels of an embedding."""
         raise NotImplementedError
 
-    def media_ids(self) -> tuple[int, int]:
-        """The ids that stand for tokens of a video and of an image."""
-        raise NotImplementedError
-
     def first_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         """What vLLM's get_mrope_input_positions gives: `compress_positions` of the prompt, and the delta."""
         tokens, features, spans, grown = list(input_tokens), [], [], 0
@@ -47,27 +42,21 @@ class FullPositionsModel(FlashVidModel):
         positions, delta = self.plain_positions(tokens, features)
         if spans:
             positions, delta = compress_positions(positions, spans)
-        # A prompt may end with a video, whose last position is then unknown once its tokens are filled in.
-        positions.flashvid_delta = delta  # type: ignore[attr-defined]
+        # Model Runner V1 fills this very tensor in, and after a preemption asks again for what is final already
+        positions.flashvid_marks = positions.clone()  # type: ignore[attr-defined]
         return positions, delta
 
     def final_positions(
-        self,
-        input_ids: list[int] | Tensor,
-        multimodal_embeddings: Sequence[Tensor],
-        mrope_positions: Tensor,
-        num_computed_tokens: int,
+        self, multimodal_embeddings: Sequence[Tensor], mrope_positions: Tensor, num_computed_tokens: int
     ) -> tuple[Sequence[Tensor], Tensor, int]:
         """What vLLM's recompute_mrope_positions gives: embeddings alone, `fill_positions` of a chunk, the delta."""
-        delta = getattr(mrope_positions, "flashvid_delta", None)
-        if delta is None:
-            delta = delta_of(mrope_positions)
+        # Model Runner V2 copies positions, and lays a request out anew whenever it starts
+        marks = getattr(mrope_positions, "flashvid_marks", mrope_positions)
         width = self.embedding_width()
-        if any(embedding.shape[1] > width for embedding in multimodal_embeddings):
-            with gpu_sync_allowed():
-                ids = torch.as_tensor(input_ids)
-                is_media = torch.isin(ids, torch.tensor(self.media_ids(), device=ids.device))
+        with gpu_sync_allowed():
+            delta = delta_of(marks)
+            if any(embedding.shape[1] > width for embedding in multimodal_embeddings):
                 mrope_positions = fill_positions(
-                    mrope_positions, is_media, multimodal_embeddings, width, num_computed_tokens
+                    mrope_positions, marks, multimodal_embeddings, width, num_computed_tokens
                 )
         return [embedding[:, :width] for embedding in multimodal_embeddings], mrope_positions, delta

@@ -6,8 +6,10 @@ told them as M-RoPE with three equal rows, and kept tokens stay where they are i
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
-from vllm.multimodal.parse import VideoProcessorItems
+from vllm.multimodal.parse import MultiModalDataItems, VideoProcessorItems
+from vllm.utils.cache import LRUCache
 
 from ..attention import frame_attention, watch_attention
 from ..budget import plan
@@ -30,8 +33,17 @@ from .full_positions import FullPositionsModel
 FRAMES = "flashvid_frames"
 
 
+def _length(update: Any, index: int) -> int:
+    """Placeholders of an item."""
+    return len(update.resolve(index).content.full)
+
+
 class LlavaProcessor(FlashVidProcessor):
     """Mixin for the family's processor; the paper's settings for it are FlashVidConfig's own defaults."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._cached_sizes = LRUCache[str, int](2**16)  # hash -> size; more than any cache of vLLM's has items
 
     def video_token(self) -> int:
         return int(self.info.get_hf_config().video_token_index)
@@ -55,19 +67,40 @@ class LlavaProcessor(FlashVidProcessor):
             return  # without dropped tokens vLLM holds the prompt to max_model_len
         side = self.info.get_hf_config().vision_config.image_size
         per_frame = self.info._get_num_frame_tokens(image_width=side, image_height=side)
-        frames = [videos.get_num_frames(i) for i in range(videos.get_count())]
+        frames = self._sizes(inputs, "video", videos.get_num_frames)
         full = [len(self.video_layout(None, [per_frame] * count)) for count in frames]
         for update in self._get_prompt_updates(items, kwargs, {}):
-            images = items.get_count("image", strict=False) if update.modality == "image" else 0
-            full += [len(update.resolve(i).content.full) for i in range(images)]
+            if update.modality == "image" and "image" in items:
+                full += self._sizes(inputs, "image", partial(_length, update))
         spans = len(inputs.prompt) + sum(full) - len(full)  # each of them is one id in the prompt
         model = self.info.ctx.model_config
         limit = max(model.hf_text_config.max_position_embeddings, model.max_model_len)
-        if spans > limit and any(plan(count, per_frame, config).tokens < count * per_frame for count in frames):
+        if spans > limit and any(
+            plan(count, per_frame, config).tokens < count * per_frame for count in frames if count
+        ):
             raise ValueError(
                 f"before compression this prompt has {spans} tokens, and positions='original' reaches to {limit}: "
                 "send fewer frames, or serve without that option"
             )
+
+    def _sizes(self, inputs: Any, modality: str, size_of: Callable[[int], int]) -> list[int]:
+        """``size_of`` every item. One with a uuid may come without its data, or with other data than vLLM's cache has
+        under it: then that of the data that are in the cache counts."""
+        items, uuids = inputs.mm_data_items[modality], (inputs.mm_uuid_items or {}).get(modality) or []
+        hashes = [""] * len(items)
+        if inputs.cache is not None and any(uuid is not None for uuid in uuids):
+            alone = replace(inputs, mm_data_items=MultiModalDataItems({modality: items}))
+            hashes = self._get_mm_hashes(alone)[modality]
+        sizes = []
+        for i, item_hash in enumerate(hashes):
+            is_cached = bool(item_hash) and inputs.cache.is_cached_item(item_hash)
+            size = self._cached_sizes.get(item_hash) if is_cached else None
+            if size is None:  # vLLM says so itself if an item comes without data and is not cached
+                size = 0 if items[i] is None and not is_cached else size_of(i)
+            if item_hash and size:
+                self._cached_sizes[item_hash] = size
+            sizes.append(size)
+        return sizes
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         data = super()._apply_hf_processor_main(mm_items, hf_kwargs)
@@ -152,12 +185,12 @@ class LlavaModel(FullPositionsModel):
 
     def recompute_mrope_positions(
         self,
-        input_ids: list[int] | Tensor,
+        input_ids: list[int] | Tensor | None,
         multimodal_embeddings: Sequence[Tensor],
         mrope_positions: Tensor,
         num_computed_tokens: int,
     ) -> tuple[Sequence[Tensor], Tensor, int]:
-        return self.final_positions(input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens)
+        return self.final_positions(multimodal_embeddings, mrope_positions, num_computed_tokens)
 
     def full_layout(self, item: Any) -> list[int]:
         num_frames = int(item[FRAMES].data)
@@ -168,9 +201,6 @@ class LlavaModel(FullPositionsModel):
 
     def embedding_width(self) -> int:
         return int(self.config.text_config.hidden_size)
-
-    def media_ids(self) -> tuple[int, int]:
-        return self.config.video_token_index, self.config.image_token_index
 
     def _places(self, video: CompressedVideo, num_frames: int, n: int) -> Tensor:
         """Where each row of a compressed video stands in the uncompressed one, newlines counted: [3, B + newlines]."""

@@ -80,21 +80,27 @@ class PlainProcessor(upstream.LlavaOnevisionMultiModalProcessor):
         return super().apply(replace(inputs, prompt=self._mark_videos(inputs)), timing_ctx)
 
     def _mark_videos(self, inputs: Any) -> list[int]:
-        """The prompt's ids with one id for each video: VIDEO, or as LLaVA-Video's own code writes it where there are
-        no images, IMAGE."""
+        """The prompt's ids with one id for each video given, in place of VIDEO. Only if it holds too few of these
+        and there are no images, IMAGE will do, as LLaVA-Video's own code writes it; any further one is text."""
         config, tokenizer = self.info.get_hf_config(), self.info.get_tokenizer()
-        image, video = config.image_token_index, config.video_token_index
-        before, _ = tokenizer.encode(VIDEO, add_special_tokens=False)
-        only_videos = not inputs.mm_data_items.get_count("image", strict=False)
-        ids: list[int] = []
-        for token in inputs.prompt:
-            if token == image and ids[-1:] == [before]:
-                ids[-1] = video
-            else:
-                ids.append(video if token == image and only_videos else token)
-        found, given = ids.count(video), inputs.mm_data_items.get_count("video", strict=False)
-        if found != given:
-            raise ValueError(f"the prompt has {found} places for videos ({VIDEO}) and comes with {given} videos")
+        before, image = tokenizer.encode(VIDEO, add_special_tokens=False)
+        ids = list(inputs.prompt)
+        given = inputs.mm_data_items.get_count("video", strict=False)
+        images = [i for i, token in enumerate(ids) if token == image]
+        marked = [i for i in images if ids[max(i - 1, 0)] == before]
+        bare = [i for i in images if i not in marked]
+        if inputs.mm_data_items.get_count("image", strict=False):
+            bare = []
+        places = sorted([*marked, *bare[: max(given - len(marked), 0)]])
+        if len(places) < given:
+            raise ValueError(
+                f"the prompt has {len(places)} places for videos ({VIDEO}) and comes with {given} videos; "
+                "write one for each"
+            )
+        for place in reversed(places[:given]):
+            ids[place] = config.video_token_index
+            if place in marked:
+                del ids[place - 1]
         return ids
 
 

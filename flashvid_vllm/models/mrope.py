@@ -2,7 +2,7 @@
 """What the Qwen-VL families share: a tower of patches merged 2 x 2, M-RoPE, text between frames."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +14,11 @@ from vllm.model_executor.models.vision import run_dp_sharded_mrope_vision_model
 from vllm.multimodal.inputs import MultiModalKwargsItem
 
 from ..attention import ScoringTower, frame_attention, take_scores
+from ..budget import plan
 from ..config import FlashVidConfig
-from ..positions import append_positions
+from ..positions import LIMIT, append_positions
 from ..processor import FlashVidProcessor
+from ..settings import ENABLED, KEY
 from .full_positions import FullPositionsModel
 
 
@@ -29,8 +31,34 @@ class MRopeProcessor(FlashVidProcessor):
     """Mixin for the family's processor."""
 
     def video_grid(self, item: MultiModalKwargsItem) -> tuple[int, int]:
-        merge = self.info.get_hf_config().vision_config.spatial_merge_size
-        return _grid(item["video_grid_thw"].data.tolist(), merge)
+        return self._grid(item["video_grid_thw"].data)
+
+    def _grid(self, thw: Tensor) -> tuple[int, int]:
+        return _grid(thw.tolist(), self.info.get_hf_config().vision_config.spatial_merge_size)
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        data = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        if "second_per_grid_ts" in data and isinstance(config := hf_kwargs.get(KEY), FlashVidConfig):
+            for thw, seconds in zip(data["video_grid_thw"], data["second_per_grid_ts"], strict=True):
+                self._refuse_times(self._grid(thw), float(seconds), config)
+        return data
+
+    def _refuse_times(self, grid: tuple[int, int], seconds: float, config: FlashVidConfig) -> None:
+        """ValueError if a video that is to be compressed spans more position ids than the model has.
+
+        Here, before it is in a cache: the engine never hears of what is refused.
+        """
+        model = self.info.ctx.model_config
+        ids = (grid[0] - 1) * seconds * getattr(self.info.get_hf_config().vision_config, "tokens_per_second", 1.0)
+        # vLLM's table of rotary embeddings goes four times as far as the model, for times; leave room for a prompt
+        reach = max(model.hf_text_config.max_position_embeddings, model.max_model_len)
+        limit = min(LIMIT, 4 * reach - model.max_model_len)
+        if not 0 <= ids < limit and not plan(*grid, config).is_identity:
+            raise ValueError(
+                f"at {seconds} seconds between {grid[0]} temporal positions a video spans {ids} position ids, and a "
+                f"compressed one may span fewer than {limit}: mend its fps or frame times, or send "
+                f'"mm_processor_kwargs": {{"{KEY}": {{"{ENABLED}": false}}}}'
+            )
 
 
 class MRopeModel(FullPositionsModel):
@@ -72,13 +100,15 @@ class MRopeModel(FullPositionsModel):
 
     def recompute_mrope_positions(
         self,
-        input_ids: list[int] | Tensor,
+        input_ids: list[int] | Tensor | None,
         multimodal_embeddings: Sequence[Tensor],
         mrope_positions: Tensor,
         num_computed_tokens: int,
     ) -> tuple[Sequence[Tensor], Tensor, int]:
-        recompute = self.final_positions if self.flashvid_on else super().recompute_mrope_positions  # type: ignore[misc]
-        return recompute(input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens)
+        chunk = (multimodal_embeddings, mrope_positions, num_computed_tokens)
+        if self.flashvid_on:
+            return self.final_positions(*chunk)
+        return super().recompute_mrope_positions(input_ids, *chunk)  # type: ignore[misc]
 
     def plain_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
@@ -89,9 +119,6 @@ class MRopeModel(FullPositionsModel):
 
     def embedding_width(self) -> int:
         return int(self.visual.out_hidden_size)
-
-    def media_ids(self) -> tuple[int, int]:
-        return self.config.video_token_id, self.config.image_token_id
 
     # --- encoder
 

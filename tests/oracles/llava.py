@@ -71,7 +71,7 @@ class LlavaOracle:
         places: list[int] = []
         start = 0  # of the next piece, in the uncompressed prompt
         for piece in re.split(f"({IMAGE}|{VIDEO})", text):
-            if piece == VIDEO:
+            if piece == VIDEO and clips:
                 features, attention, grid = self.video(clips.pop(0))
                 kept, where = kept_tokens(features, attention, settings)
                 rows += self.lay_out(kept, where, grid)
@@ -80,7 +80,7 @@ class LlavaOracle:
                 start += length
                 continue
             before = len(rows)
-            if piece == IMAGE:
+            if piece == IMAGE and images:
                 rows += list(self.image(images.pop(0)))
             else:
                 rows += list(self.embed(self.tokenizer(piece, add_special_tokens=False).input_ids))

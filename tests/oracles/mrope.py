@@ -102,6 +102,8 @@ class MropeOracle:
     ) -> tuple[Tensor, Tensor]:
         """The prompt as the language model must receive it; `settings` None keeps everything.
 
+        A media token in `text` behind those of the last clip or image is text like any other.
+
         Returns:
             embeddings [L', C] and positions [3, L'] (those of the full prompt, for what is kept);
             `ids` and `next_position` are what it leaves behind.
@@ -109,11 +111,11 @@ class MropeOracle:
         clips, images = list(clips), list(images)
         prompt = Prompt()
         for token in self.processor.tokenizer(text, add_special_tokens=False).input_ids:
-            if token == self.config.video_token_id:
+            if token == self.config.video_token_id and clips:
                 clip = clips.pop(0)
                 features, attention, grid = self.video(clip)
                 self.lay_out(prompt, clip, grid, *self.compress(features, attention, settings))
-            elif token == self.config.image_token_id:
+            elif token == self.config.image_token_id and images:
                 rows, (_, height, width) = self.image(images.pop(0))
                 full = [(0, y, x) for y in range(height) for x in range(width)]
                 prompt.grid(token, rows, range(len(rows)), full)
