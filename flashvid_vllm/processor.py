@@ -11,12 +11,17 @@ and settings stay right), and go to the model beside the pixels, one row a video
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
+from vllm.multimodal.inputs import (
+    MultiModalBatchedField,
+    MultiModalFieldConfig,
+    MultiModalFieldElem,
+    MultiModalKwargsItem,
+)
 from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems
 from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails
 from vllm.multimodal.processing.context import InputProcessingContext
@@ -27,6 +32,9 @@ from .models import FAMILIES
 from .settings import KEY, REQUEST_OVERRIDES, check_request, check_server, request_part, resolve
 
 FIELD = "flashvid_settings"
+# Embeddings of a video before compression. The scheduler has nothing else of one that lies in shared memory
+# (--mm-processor-cache-type shm) but its address.
+FULL_EMBEDS = "flashvid_full_embeds"
 _ROW_BYTES = 512
 
 
@@ -51,6 +59,13 @@ class _ContextWithoutOurKey(InputProcessingContext):
         merged = super().get_merged_mm_kwargs(kwargs, **options)
         merged.pop(KEY, None)
         return merged
+
+
+@dataclass
+class VideoPlaceholder(PromptUpdateDetails):
+    """What stands for a video in the prompt; vLLM keeps it beside the video wherever that is cached."""
+
+    full_embeds: int = 0
 
 
 class FlashVidInfo:
@@ -107,6 +122,14 @@ class FlashVidProcessor:
             inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
         return super().apply(inputs, timing_ctx)  # type: ignore[misc]
 
+    def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
+        result = super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
+        if self.info.flashvid_server is not None:
+            for item, updates in zip(result.kwargs.get("video", ()), result.prompt_updates.get("video", ())):
+                if item is not None:  # else the engine has it already, with this field
+                    item[FULL_EMBEDS] = MultiModalFieldElem(updates[0].content.full_embeds, MultiModalBatchedField())
+        return result
+
     def _get_mm_hashes(self, inputs: Any) -> Any:
         kwargs = dict(inputs.hf_processor_mm_kwargs)
         if self.info.flashvid_server is not None:
@@ -156,10 +179,13 @@ class FlashVidProcessor:
         num_frames, n = self.video_grid(item)
         kept = count_tokens(item, num_frames, n)
         token = self.video_token()
+        full = self.video_layout(item, [n] * num_frames)
         if kept == num_frames * n:
-            return PromptUpdateDetails.select_token_id(self.video_layout(item, [n] * num_frames), token)
-        layout = self.video_layout(item, [kept] + [0] * (num_frames - 1))
-        return PromptUpdateDetails.from_seq(sorted(layout, key=lambda i: i != token))
+            details = PromptUpdateDetails.select_token_id(full, token)
+        else:
+            layout = self.video_layout(item, [kept] + [0] * (num_frames - 1))
+            details = PromptUpdateDetails.from_seq(sorted(layout, key=lambda i: i != token))
+        return VideoPlaceholder(details.full, details.is_embed, full.count(token))
 
 
 def settings_of(item: Any) -> FlashVidConfig | None:

@@ -14,7 +14,7 @@ from .. import metrics, ops
 from ..budget import plan
 from ..compress import CompressedVideo, compress
 from ..config import FlashVidConfig
-from ..processor import FIELD, unpack_settings
+from ..processor import FIELD, FULL_EMBEDS, unpack_settings
 from ..settings import BACKEND, ENABLED, KEY, REQUEST_OVERRIDES, resolve
 from . import FAMILIES
 
@@ -46,6 +46,7 @@ class FlashVidModel:
         raise NotImplementedError
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
+        kwargs.pop(FULL_EMBEDS, None)  # the scheduler's
         rows = kwargs.pop(FIELD, None)
         if rows is None:  # images, or FlashVID is not on
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
