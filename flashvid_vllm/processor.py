@@ -21,21 +21,25 @@ from vllm.multimodal.inputs import (
     MultiModalFieldConfig,
     MultiModalFieldElem,
     MultiModalKwargsItem,
+    MultiModalKwargsItems,
 )
-from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems
+from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems, VideoProcessorItems
 from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails
 from vllm.multimodal.processing.context import InputProcessingContext
 
 from .budget import Budget, plan
 from .config import FlashVidConfig
 from .models import FAMILIES
-from .settings import KEY, REQUEST_OVERRIDES, check_request, check_server, request_part, resolve
+from .settings import ENABLED, KEY, MAX_VIDEO_TOKENS, check_request, check_server, request_part, resolve
 
 FIELD = "flashvid_settings"
 # Embeddings of a video before compression. The scheduler has nothing else of one that lies in shared memory
 # (--mm-processor-cache-type shm) but its address.
 FULL_EMBEDS = "flashvid_full_embeds"
+# On what vLLM measures memory with: encode and compress the longest video as well.
+MEASURE = "flashvid_measure"
 _ROW_BYTES = 512
+_PLAIN = {ENABLED: False}  # compared by identity: also where requests may not change anything
 
 
 def pack_settings(config: FlashVidConfig | None) -> Tensor:
@@ -91,6 +95,10 @@ class FlashVidProcessor:
     def video_grid(self, item: MultiModalKwargsItem) -> tuple[int, int]:
         """(T, N) of a processed video: temporal positions and visual tokens at each."""
 
+    @abstractmethod
+    def given_grid(self, num_frames: int, width: int, height: int, hf_kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        """(T, N) that a video of so many frames of this size will have, from these numbers alone."""
+
     def video_token(self) -> int:
         """The id that stands for a visual token of a video."""
         return int(self.info.get_hf_config().video_token_id)
@@ -105,30 +113,72 @@ class FlashVidProcessor:
         checked = None if request is None else check_request(request, server)
         return resolve(server, checked, FAMILIES[self.info.ctx.model_config.architecture].preset)
 
+    def dummy_grid(self) -> tuple[int, int]:
+        """(T, N) of the video on which vLLM measures memory at the start."""
+        model = self.info.ctx.model_config
+        options = model.get_multimodal_config().limit_per_prompt
+        inputs = super().get_dummy_inputs(model.max_model_len, {"video": 1}, options)  # type: ignore[misc]
+        return self.given_grid(*_frames_and_size(inputs.mm_data_items["video"].get(0)), {})
+
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """Start-up measures memory on the largest thing a request may ask for: a video left as it is."""
         inputs = super().get_dummy_inputs(*args, **kwargs)  # type: ignore[misc]
-        server = self.info.flashvid_server
-        if server is None or not server.get(REQUEST_OVERRIDES, True):
+        if self.info.flashvid_server is None:
             return inputs
-        return replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: {"enabled": False}})
+        return replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: _PLAIN})
+
+    def get_dummy_mm_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """Whatever it is measured on, an image perhaps, tells the model to measure its longest video too."""
+        inputs = super().get_dummy_mm_inputs(*args, **kwargs)  # type: ignore[misc]
+        if self.info.flashvid_server is None:
+            return inputs
+        mark = {MEASURE: MultiModalFieldElem(torch.zeros(1), MultiModalBatchedField(keep_on_cpu=True))}
+        marked = {
+            modality: [item and MultiModalKwargsItem({**item, **mark}) for item in items]  # copies: caches hold these
+            for modality, items in inputs["mm_kwargs"].items()
+        }
+        return {**inputs, "mm_kwargs": MultiModalKwargsItems(marked)}
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         if self.info.flashvid_server is not None:
             kwargs = dict(inputs.hf_processor_mm_kwargs)
-            config = self.flashvid_config(request_part(kwargs))
+            part = request_part(kwargs)
+            config = None if part is _PLAIN else self.flashvid_config(part)
             _refuse_embeddings(inputs.mm_data_items, config)
             kwargs[KEY] = config
             inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
         return super().apply(inputs, timing_ctx)  # type: ignore[misc]
 
     def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
+        if self.info.flashvid_server is not None:
+            self._refuse_given(inputs.mm_data_items, inputs.hf_processor_mm_kwargs)
         result = super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
         if self.info.flashvid_server is not None:
-            for item, updates in zip(result.kwargs.get("video", ()), result.prompt_updates.get("video", ())):
+            videos = result.kwargs.get("video", ())
+            for item, updates in zip(videos, result.prompt_updates.get("video", ()), strict=True):
                 if item is not None:  # else the engine has it already, with this field
                     item[FULL_EMBEDS] = MultiModalFieldElem(updates[0].content.full_embeds, MultiModalBatchedField())
         return result
+
+    def _refuse_given(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> None:
+        """`_refuse_large` before the frames are worked on, where that will not choose among them."""
+        videos = mm_items.get("video")
+        if hf_kwargs[KEY] is None or not isinstance(videos, VideoProcessorItems):
+            return
+        chosen = self.info._merge_and_resolve_mm_processor_kwargs(hf_kwargs).get("videos_kwargs", {})
+        for index, metadata in enumerate(videos.metadata or [None] * videos.get_count()):
+            sampled = chosen.get("do_sample_frames") or (metadata or {}).get("do_sample_frames")
+            if not sampled and (video := videos.get(index)) is not None:
+                self._refuse_large(*self.given_grid(*_frames_and_size(video), hf_kwargs), hf_kwargs[KEY])
+
+    def _refuse_large(self, num_frames: int, n: int, config: FlashVidConfig | None) -> None:
+        """ValueError if a video to be compressed is larger than the server takes; vLLM itself refuses others."""
+        limit, tokens = self.info.flashvid_server[MAX_VIDEO_TOKENS], num_frames * n
+        if tokens > limit and config is not None and not plan(num_frames, n, config).is_identity:
+            raise ValueError(
+                f"this video has {tokens} visual tokens before compression ({num_frames} x {n}), and this server takes "
+                f"{limit}: send fewer or smaller frames, or serve with --flashvid-max-video-tokens {tokens}"
+            )
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         kwargs = dict(inputs.hf_processor_mm_kwargs)
@@ -177,6 +227,7 @@ class FlashVidProcessor:
         separators, and embeddings replace them all; the ids themselves only count, for penalties say.
         """
         num_frames, n = self.video_grid(item)
+        self._refuse_large(num_frames, n, settings_of(item))
         kept = count_tokens(item, num_frames, n)
         token = self.video_token()
         full = self.video_layout(item, [n] * num_frames)
@@ -199,6 +250,13 @@ def count_tokens(item: Any, num_frames: int, tokens_per_frame: int) -> int:
     config = settings_of(item)
     budget: Budget | None = plan(num_frames, tokens_per_frame, config) if config else None
     return budget.tokens if budget else num_frames * tokens_per_frame
+
+
+def _frames_and_size(video: Any) -> tuple[int, int, int]:
+    """Frames, width and height of an item of VideoProcessorItems, with metadata or without."""
+    frames = video[0] if isinstance(video, tuple) else video
+    size = VideoProcessorItems([frames]).get_frame_size(0)
+    return len(frames), size.width, size.height
 
 
 def _refuse_embeddings(mm_items: Any, config: FlashVidConfig | None) -> None:
