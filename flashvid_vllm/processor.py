@@ -96,8 +96,8 @@ class FlashVidProcessor:
         """(T, N) of a processed video: temporal positions and visual tokens at each."""
 
     @abstractmethod
-    def given_grid(self, num_frames: int, width: int, height: int, hf_kwargs: Mapping[str, Any]) -> tuple[int, int]:
-        """(T, N) that a video of so many frames of this size will have, from these numbers alone."""
+    def given_grid(self, num_frames: int, width: int, height: int) -> tuple[int, int]:
+        """(T, N) of a video of so many frames of this size, unless the family's processor is told to choose others."""
 
     def video_token(self) -> int:
         """The id that stands for a visual token of a video."""
@@ -118,7 +118,10 @@ class FlashVidProcessor:
         model = self.info.ctx.model_config
         options = model.get_multimodal_config().limit_per_prompt
         inputs = super().get_dummy_inputs(model.max_model_len, {"video": 1}, options)  # type: ignore[misc]
-        return self.given_grid(*_frames_and_size(inputs.mm_data_items["video"].get(0)), {})
+        video = inputs.mm_data_items["video"].get(0)
+        frames = video[0] if isinstance(video, tuple) else video  # beside its metadata
+        size = VideoProcessorItems([frames]).get_frame_size(0)
+        return self.given_grid(len(frames), size.width, size.height)
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """Start-up measures memory on the largest thing a request may ask for: a video left as it is."""
@@ -150,8 +153,6 @@ class FlashVidProcessor:
         return super().apply(inputs, timing_ctx)  # type: ignore[misc]
 
     def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
-        if self.info.flashvid_server is not None:
-            self._refuse_given(inputs.mm_data_items, inputs.hf_processor_mm_kwargs)
         result = super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
         if self.info.flashvid_server is not None:
             videos = result.kwargs.get("video", ())
@@ -159,17 +160,6 @@ class FlashVidProcessor:
                 if item is not None:  # else the engine has it already, with this field
                     item[FULL_EMBEDS] = MultiModalFieldElem(updates[0].content.full_embeds, MultiModalBatchedField())
         return result
-
-    def _refuse_given(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> None:
-        """`_refuse_large` before the frames are worked on, where that will not choose among them."""
-        videos = mm_items.get("video")
-        if hf_kwargs[KEY] is None or not isinstance(videos, VideoProcessorItems):
-            return
-        chosen = self.info._merge_and_resolve_mm_processor_kwargs(hf_kwargs).get("videos_kwargs", {})
-        for index, metadata in enumerate(videos.metadata or [None] * videos.get_count()):
-            sampled = chosen.get("do_sample_frames") or (metadata or {}).get("do_sample_frames")
-            if not sampled and (video := videos.get(index)) is not None:
-                self._refuse_large(*self.given_grid(*_frames_and_size(video), hf_kwargs), hf_kwargs[KEY])
 
     def _refuse_large(self, num_frames: int, n: int, config: FlashVidConfig | None) -> None:
         """ValueError if a video to be compressed is larger than the server takes; vLLM itself refuses others."""
@@ -250,13 +240,6 @@ def count_tokens(item: Any, num_frames: int, tokens_per_frame: int) -> int:
     config = settings_of(item)
     budget: Budget | None = plan(num_frames, tokens_per_frame, config) if config else None
     return budget.tokens if budget else num_frames * tokens_per_frame
-
-
-def _frames_and_size(video: Any) -> tuple[int, int, int]:
-    """Frames, width and height of an item of VideoProcessorItems, with metadata or without."""
-    frames = video[0] if isinstance(video, tuple) else video
-    size = VideoProcessorItems([frames]).get_frame_size(0)
-    return len(frames), size.width, size.height
 
 
 def _refuse_embeddings(mm_items: Any, config: FlashVidConfig | None) -> None:

@@ -20,6 +20,7 @@ from flashvid_vllm.processor import FULL_EMBEDS
 from .engine import VIDEO, Clip, engine, greedy, prompt_of, tokens_and_logprobs
 from .families import LLAVA_ONEVISION, QWEN3_VL, Family
 
+
 @dataclass(frozen=True)
 class Item:
     """A multimodal item as vLLM's scheduler has it: what it costs plain, and what is left of it."""

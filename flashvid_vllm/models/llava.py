@@ -40,16 +40,28 @@ class LlavaProcessor(FlashVidProcessor):
     def video_grid(self, item: MultiModalKwargsItem) -> tuple[int, int]:
         frames = item["pixel_values_videos"].data
         height, width = frames.shape[-2:]
-        return self.given_grid(len(frames), width, height, {})
+        return self.given_grid(len(frames), width, height)
 
-    def given_grid(self, num_frames: int, width: int, height: int, hf_kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    def given_grid(self, num_frames: int, width: int, height: int) -> tuple[int, int]:
         return num_frames, self.info._get_num_frame_tokens(image_width=width, image_height=height)
 
     def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
         # here, since of what a request that is refused later leaves in vLLM's cache the engine never hears
+        if self.info.flashvid_server is not None:
+            self._refuse_many_frames(inputs)
         if self.info.flashvid_server is not None and self.info.ctx.model_config.uses_mrope:
             self._refuse_long(inputs)
         return super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
+
+    def _refuse_many_frames(self, inputs: Any) -> None:
+        """`_refuse_large` before the frames are worked on: all are of one size, unless some are to be chosen."""
+        videos, kwargs = inputs.mm_data_items.get("video"), inputs.hf_processor_mm_kwargs
+        if not isinstance(videos, VideoProcessorItems) or kwargs.get("do_sample_frames"):
+            return
+        side = self.info.get_hf_config().vision_config.image_size
+        for frames in videos.get_all():
+            if frames is not None:  # else it is in vLLM's cache, where nothing that was refused is
+                self._refuse_large(*self.given_grid(len(frames), side, side), kwargs[KEY])
 
     def _refuse_long(self, inputs: Any) -> None:
         """ValueError if a prompt's positions, those of tokens to be dropped counted, go beyond the model's."""

@@ -2,7 +2,7 @@
 """What the Qwen-VL families share: a tower of patches merged 2 x 2, M-RoPE, text between frames."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,14 +33,14 @@ class MRopeProcessor(FlashVidProcessor):
         merge = self.info.get_hf_config().vision_config.spatial_merge_size
         return _grid(item["video_grid_thw"].data.tolist(), merge)
 
-    def given_grid(self, num_frames: int, width: int, height: int, hf_kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    def given_grid(self, num_frames: int, width: int, height: int) -> tuple[int, int]:
         video_processor = self.info.get_hf_processor().video_processor
         _, tokens = self.info._get_vision_info(
             image_width=width,
             image_height=height,
             num_frames=num_frames,
             image_processor=video_processor,
-            mm_kwargs=hf_kwargs,
+            mm_kwargs={},
             modality="video",
         )
         positions = math.ceil(num_frames / self.info.get_hf_config().vision_config.temporal_patch_size)
