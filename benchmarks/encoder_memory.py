@@ -4,7 +4,7 @@
     python -m benchmarks.encoder_memory                    into benchmarks/results/encoder-memory.md
     python -m benchmarks.encoder_memory --frames 16,96
 
-A tower of CLIP ViT-B/16's width in float32, of two layers: one after the other they use the same memory. The model is
+A tower of CLIP ViT-B/16's width in float32, of one layer: more would use the same memory in turn. The model is
 called as by vLLM's runner, in this process; on a GPU torch's peak is shown, on a CPU the resident set's.
 """
 
@@ -33,7 +33,7 @@ MIB = 2**20
 COLUMNS = ["frames", "tokens before", "pixels that come in [MiB]", "features [MiB]", "beyond the pixels, in one call",
            "in pieces", "in pieces without the features"]  # fmt: skip
 LEGEND = """\
-LLaVA-OneVision with a CLIP tower of ViT-B/16's width (two layers of 768 channels, float32) and {n} tokens of {width}
+LLaVA-OneVision with a CLIP tower of ViT-B/16's width (one layer of 768 channels, float32) and {n} tokens of {width}
 channels a frame; {ratio:.0%} kept. Peak memory in MiB while one video is encoded and compressed, beyond what was held
 before. **In one call**: all frames through the tower together, as vLLM does it. **In pieces**: {piece} frames a call,
 as many as vLLM measured memory for at the start. What is left to grow are the features until they are compressed and

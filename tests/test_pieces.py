@@ -175,8 +175,6 @@ def test_a_video_that_is_too_long_is_refused_from_its_size(served: Served, monke
         monkeypatch.setattr(served.processor, "_refuse_many_frames", lambda inputs: None)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"compression \(\d+ x \d+\), and this server takes 40: .*max-video"):
-            ValueError, match=r"before compression \(\d+ x \d+\), and this server takes 40: .*max-video"
-        ):
             greedy(served.llm, [served.prompt(clip, retention_ratio=0.1)], 1)
     assert greedy(served.llm, [served.prompt(clip, enabled=False)], 1)
     monkeypatch.undo()

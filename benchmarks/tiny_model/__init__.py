@@ -50,7 +50,7 @@ KINDS: dict[str, Callable[[], Parts]] = {
     "qwen2_5_vl_demo": functools.partial(make_qwen2_5_vl, hidden=768, layers=12, head_dim=64),
     # for the encoder's memory, which the number of layers does not change
     "llava_onevision_wide": functools.partial(
-        make_llava_onevision, "clip", {**CLIP_B, "num_hidden_layers": 2}, {"hidden_size": 768, "num_hidden_layers": 1}
+        make_llava_onevision, "clip", {**CLIP_B, "num_hidden_layers": 1}, {"hidden_size": 768, "num_hidden_layers": 1}
     ),
     # for the load benchmarks, of realistic proportions: 0.2 B and 1 B parameters
     "llava_onevision_load": functools.partial(make_llava_onevision, "clip", CLIP_B, TEXT_01B),
