@@ -7,14 +7,15 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from .config import Method
-from .settings import KEY, REQUEST_OVERRIDES, check_server
+from .settings import KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, check_server
 
 # vLLM recomputes M-RoPE positions of pruned videos only while its own pruning rate is above 0.
 # Our budgets never read it, so one recognisable value serves every ratio.
 PRUNING_ON = 1e-6
 
 SINGLE = ("retention_ratio", "token_budget", "method")  # settings that have an option of their own
-_OPTIONS = (*(f"flashvid_{name}" for name in SINGLE), "flashvid_config")
+_SERVER_SINGLE = (*SINGLE, MAX_VIDEO_TOKENS)
+_OPTIONS = (*(f"flashvid_{name}" for name in _SERVER_SINGLE), "flashvid_config")
 
 
 def add_options(parser: argparse.ArgumentParser, unsupported: str | None) -> None:
@@ -44,6 +45,13 @@ def add_options(parser: argparse.ArgumentParser, unsupported: str | None) -> Non
         "--flashvid-method",
         metavar="METHOD",
         help=f"How tokens are chosen: {', '.join(get_args(Method))}. Default: flashvid.",
+    )
+    group.add_argument(
+        "--flashvid-max-video-tokens",
+        type=number(int),
+        metavar="N",
+        help="Most visual tokens of a video before compression; larger ones are refused. Default: 65536, or as many "
+        "as 1 GiB of the model's features, or --max-num-batched-tokens if that is more.",
     )
     group.add_argument(
         "--flashvid-config",
@@ -98,7 +106,7 @@ def fold(namespace: argparse.Namespace, unsupported: str | None = None) -> None:
             "--plugin flashvid; leave one of them out"
         )
     settings = dict(namespace.flashvid_config or {})
-    for name in SINGLE:
+    for name in _SERVER_SINGLE:
         value = getattr(namespace, f"flashvid_{name}")
         if value is None:
             continue

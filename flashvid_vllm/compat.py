@@ -15,7 +15,7 @@ from typing import Any
 
 from . import cli, metrics, rope
 from .models import FAMILIES, supported
-from .settings import KEY, check_request, check_server, describe, request_part
+from .settings import KEY, MAX_VIDEO_TOKENS, check_request, check_server, describe, request_part
 
 VLLM_MIN, VLLM_BELOW = (0, 32), (0, 34)
 
@@ -136,6 +136,7 @@ def _patch_start(engine_args: Any) -> None:
         config = original(self, *args, **kwargs)
         _refuse_unsupported(config)
         rope.set_positions(config.model_config, settings)
+        settings = _set_longest_video(config, settings)
         _use_our_cpu_worker(config.parallel_config)
         _use_our_encoder_cache(config.ec_manager_config)
         _let_requests_through()
@@ -195,6 +196,16 @@ def _check_backend(settings: Mapping[str, Any]) -> None:
 
     if "backend" in settings:
         ops.choose_backend(settings["backend"], torch.device(current_platform.device_type))
+
+
+def _set_longest_video(config: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings with how large a video may be, put where every process finds them."""
+    from .pieces import longest_video
+
+    settings = {**settings, MAX_VIDEO_TOKENS: longest_video(config, settings)}
+    multimodal = config.model_config.multimodal_config
+    multimodal.mm_processor_kwargs = {**multimodal.mm_processor_kwargs, KEY: settings}
+    return settings
 
 
 def _use_our_cpu_worker(parallel_config: Any) -> None:

@@ -7,12 +7,10 @@ is being answered stands still. But the encoder sees every patch whatever is kep
 of that budget what it has before compression.
 """
 
-from typing import Any
-
-from vllm.config import VllmConfig
-from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager as _EncoderCacheManager
 from vllm.v1.request import Request
+
+from .processor import FULL_EMBEDS
 
 
 class EncoderCacheManager(_EncoderCacheManager):
@@ -20,15 +18,8 @@ class EncoderCacheManager(_EncoderCacheManager):
 
     def __init__(self, cache_size: int) -> None:
         super().__init__(cache_size)
-        self.processor: Any = None  # the model's
         self._budget = 0  # of a step, as far as it is known: the highest that was seen
         self._left = 0  # of it, in tokens before compression
-
-    @classmethod
-    def create_manager(cls, *, cache_size: int, vllm_config: VllmConfig) -> "EncoderCacheManager":
-        manager = cls(cache_size)
-        manager.processor = MULTIMODAL_REGISTRY.create_processor(vllm_config.model_config)
-        return manager
 
     def can_allocate(
         self, request: Request, input_id: int, encoder_compute_budget: int, num_embeds_to_schedule: int
@@ -46,12 +37,10 @@ class EncoderCacheManager(_EncoderCacheManager):
         return True
 
     def _tokens(self, request: Request, input_id: int) -> int:
-        """Embeddings of an item before compression; of a video that is not in this process all that is left."""
+        """Embeddings of an item before compression; of a video that does not say them all that a step has."""
         feature = request.mm_features[input_id]
         if feature.modality != "video":
             return request.get_num_encoder_embeds(input_id)
-        if feature.data is None:
+        if feature.data is None or FULL_EMBEDS not in feature.data:
             return self._budget
-        num_frames, n = self.processor.video_grid(feature.data)
-        layout = self.processor.video_layout(feature.data, [n] * num_frames)
-        return int(layout.count(self.processor.video_token()))
+        return int(feature.data[FULL_EMBEDS].data)

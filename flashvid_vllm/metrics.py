@@ -7,8 +7,7 @@ folder whose name it inherits, and the API server reads them when it is asked: w
 folder, which it reads already, otherwise one of ours.
 
 Each video is counted where it is encoded and compressed, by the first of the ranks that share it; one that a cache
-of vLLM's holds is not compressed again. With ``--no-flashvid-request-overrides`` the video with which vLLM measures
-memory at the start is compressed and counted too.
+of vLLM's holds is not compressed again. The videos with which memory is measured at the start are not counted.
 """
 
 import functools

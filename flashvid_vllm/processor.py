@@ -11,23 +11,35 @@ and settings stay right), and go to the model beside the pixels, one row a video
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
-from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems
+from vllm.multimodal.inputs import (
+    MultiModalBatchedField,
+    MultiModalFieldConfig,
+    MultiModalFieldElem,
+    MultiModalKwargsItem,
+    MultiModalKwargsItems,
+)
+from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems, VideoProcessorItems
 from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails
 from vllm.multimodal.processing.context import InputProcessingContext
 
 from .budget import Budget, plan
 from .config import FlashVidConfig
 from .models import FAMILIES
-from .settings import KEY, REQUEST_OVERRIDES, check_request, check_server, request_part, resolve
+from .settings import ENABLED, KEY, MAX_VIDEO_TOKENS, check_request, check_server, request_part, resolve
 
 FIELD = "flashvid_settings"
+# Embeddings of a video before compression. The scheduler has nothing else of one that lies in shared memory
+# (--mm-processor-cache-type shm) but its address.
+FULL_EMBEDS = "flashvid_full_embeds"
+# On what vLLM measures memory with: encode and compress the longest video as well.
+MEASURE = "flashvid_measure"
 _ROW_BYTES = 512
+_PLAIN = {ENABLED: False}  # compared by identity: also where requests may not change anything
 
 
 def pack_settings(config: FlashVidConfig | None) -> Tensor:
@@ -53,6 +65,13 @@ class _ContextWithoutOurKey(InputProcessingContext):
         return merged
 
 
+@dataclass
+class VideoPlaceholder(PromptUpdateDetails):
+    """What stands for a video in the prompt; vLLM keeps it beside the video wherever that is cached."""
+
+    full_embeds: int = 0
+
+
 class FlashVidInfo:
     """Mixin for a family's ProcessingInfo: the server's settings, or None where FlashVID is off."""
 
@@ -76,6 +95,10 @@ class FlashVidProcessor:
     def video_grid(self, item: MultiModalKwargsItem) -> tuple[int, int]:
         """(T, N) of a processed video: temporal positions and visual tokens at each."""
 
+    @abstractmethod
+    def given_grid(self, num_frames: int, width: int, height: int) -> tuple[int, int]:
+        """(T, N) of a video of so many frames of this size, unless the family's processor is told to choose others."""
+
     def video_token(self) -> int:
         """The id that stands for a visual token of a video."""
         return int(self.info.get_hf_config().video_token_id)
@@ -90,22 +113,62 @@ class FlashVidProcessor:
         checked = None if request is None else check_request(request, server)
         return resolve(server, checked, FAMILIES[self.info.ctx.model_config.architecture].preset)
 
+    def dummy_grid(self) -> tuple[int, int]:
+        """(T, N) of the video on which vLLM measures memory at the start."""
+        model = self.info.ctx.model_config
+        options = model.get_multimodal_config().limit_per_prompt
+        inputs = super().get_dummy_inputs(model.max_model_len, {"video": 1}, options)  # type: ignore[misc]
+        video = inputs.mm_data_items["video"].get(0)
+        frames = video[0] if isinstance(video, tuple) else video  # beside its metadata
+        size = VideoProcessorItems([frames]).get_frame_size(0)
+        return self.given_grid(len(frames), size.width, size.height)
+
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """Start-up measures memory on the largest thing a request may ask for: a video left as it is."""
         inputs = super().get_dummy_inputs(*args, **kwargs)  # type: ignore[misc]
-        server = self.info.flashvid_server
-        if server is None or not server.get(REQUEST_OVERRIDES, True):
+        if self.info.flashvid_server is None:
             return inputs
-        return replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: {"enabled": False}})
+        return replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: _PLAIN})
+
+    def get_dummy_mm_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """Whatever it is measured on, an image perhaps, tells the model to measure its longest video too."""
+        inputs = super().get_dummy_mm_inputs(*args, **kwargs)  # type: ignore[misc]
+        if self.info.flashvid_server is None:
+            return inputs
+        mark = {MEASURE: MultiModalFieldElem(torch.zeros(1), MultiModalBatchedField(keep_on_cpu=True))}
+        marked = {
+            modality: [item and MultiModalKwargsItem({**item, **mark}) for item in items]  # copies: caches hold these
+            for modality, items in inputs["mm_kwargs"].items()
+        }
+        return {**inputs, "mm_kwargs": MultiModalKwargsItems(marked)}
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         if self.info.flashvid_server is not None:
             kwargs = dict(inputs.hf_processor_mm_kwargs)
-            config = self.flashvid_config(request_part(kwargs))
+            part = request_part(kwargs)
+            config = None if part is _PLAIN else self.flashvid_config(part)
             _refuse_embeddings(inputs.mm_data_items, config)
             kwargs[KEY] = config
             inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
         return super().apply(inputs, timing_ctx)  # type: ignore[misc]
+
+    def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
+        result = super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
+        if self.info.flashvid_server is not None:
+            videos = result.kwargs.get("video", ())
+            for item, updates in zip(videos, result.prompt_updates.get("video", ()), strict=True):
+                if item is not None:  # else the engine has it already, with this field
+                    item[FULL_EMBEDS] = MultiModalFieldElem(updates[0].content.full_embeds, MultiModalBatchedField())
+        return result
+
+    def _refuse_large(self, num_frames: int, n: int, config: FlashVidConfig | None) -> None:
+        """ValueError if a video to be compressed is larger than the server takes; vLLM itself refuses others."""
+        limit, tokens = self.info.flashvid_server[MAX_VIDEO_TOKENS], num_frames * n
+        if tokens > limit and config is not None and not plan(num_frames, n, config).is_identity:
+            raise ValueError(
+                f"this video has {tokens} visual tokens before compression ({num_frames} x {n}), and this server takes "
+                f"{limit}: send fewer or smaller frames, or serve with --flashvid-max-video-tokens {tokens}"
+            )
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         kwargs = dict(inputs.hf_processor_mm_kwargs)
@@ -165,12 +228,16 @@ class FlashVidProcessor:
         separators, and embeddings replace them all; the ids themselves only count, for penalties say.
         """
         num_frames, n = self.video_grid(item)
+        self._refuse_large(num_frames, n, settings_of(item))
         kept = count_tokens(item, num_frames, n)
         token = self.video_token()
+        full = self.video_layout(item, [n] * num_frames)
         if kept == num_frames * n:
-            return PromptUpdateDetails.select_token_id(self.video_layout(item, [n] * num_frames), token)
-        layout = self.video_layout(item, [kept] + [0] * (num_frames - 1))
-        return PromptUpdateDetails.from_seq(sorted(layout, key=lambda i: i != token))
+            details = PromptUpdateDetails.select_token_id(full, token)
+        else:
+            layout = self.video_layout(item, [kept] + [0] * (num_frames - 1))
+            details = PromptUpdateDetails.from_seq(sorted(layout, key=lambda i: i != token))
+        return VideoPlaceholder(details.full, details.is_embed, full.count(token))
 
 
 def settings_of(item: Any) -> FlashVidConfig | None:

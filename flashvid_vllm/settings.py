@@ -19,8 +19,13 @@ BACKEND = "backend"
 METHOD = "method"
 POSITIONS = "positions"
 CONSECUTIVE, ORIGINAL = "consecutive", "original"
-SERVER_KEYS = (*CONFIG_KEYS, ENABLED, REQUEST_OVERRIDES, POSITIONS)
-SERVER_ONLY = {BACKEND: "the backend", POSITIONS: "the positions"}
+MAX_VIDEO_TOKENS = "max_video_tokens"
+SERVER_KEYS = (*CONFIG_KEYS, ENABLED, REQUEST_OVERRIDES, POSITIONS, MAX_VIDEO_TOKENS)
+SERVER_ONLY = {
+    BACKEND: "the backend",
+    POSITIONS: "the positions",
+    MAX_VIDEO_TOKENS: "how large a video may be before compression",
+}
 REQUEST_KEYS = tuple(key for key in SERVER_KEYS if key not in (*SERVER_ONLY, REQUEST_OVERRIDES))
 _BUDGETS = ("retention_ratio", "token_budget")
 
@@ -100,6 +105,8 @@ def describe(server: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
         parts.insert(0, "off unless a request asks for it")
     if POSITIONS in server:
         parts.append(f"{POSITIONS}={server[POSITIONS]}")
+    if MAX_VIDEO_TOKENS in server:
+        parts.append(f"videos of at most {server[MAX_VIDEO_TOKENS]} tokens before compression ({MAX_VIDEO_TOKENS})")
     if not server.get(REQUEST_OVERRIDES, True):
         parts.append("requests may not change it")
     return ", ".join(parts)
@@ -122,6 +129,9 @@ def _check(settings: Any, keys: tuple[str, ...]) -> dict[str, Any]:
             raise ValueError(f"{name} must be true or false, got {settings[name]!r}")
     if settings.get(POSITIONS, ORIGINAL) not in (CONSECUTIVE, ORIGINAL):
         raise ValueError(f"{POSITIONS} must be one of {CONSECUTIVE}, {ORIGINAL}, got {settings[POSITIONS]!r}")
+    longest = settings.get(MAX_VIDEO_TOKENS, 1)
+    if isinstance(longest, bool) or not isinstance(longest, int) or longest < 1:
+        raise ValueError(f"{MAX_VIDEO_TOKENS} must be a whole number of at least 1, got {longest!r}")
     given = {name: value for name, value in settings.items() if name in CONFIG_KEYS}
     for name, value in given.items():
         if value is None and name not in _BUDGETS:
@@ -129,4 +139,5 @@ def _check(settings: Any, keys: tuple[str, ...]) -> dict[str, Any]:
     checked = FlashVidConfig(**given)
     refuse_unread(given, checked.method)  # here even a default was given
     out = {name: getattr(checked, name) for name, value in given.items() if value is not None}
-    return out | {name: settings[name] for name in (ENABLED, REQUEST_OVERRIDES, POSITIONS) if name in settings}
+    others = (ENABLED, REQUEST_OVERRIDES, POSITIONS, MAX_VIDEO_TOKENS)
+    return out | {name: settings[name] for name in others if name in settings}

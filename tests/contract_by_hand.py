@@ -10,7 +10,9 @@ is left goes here; a name in READ that our sources do not contain is reported.
 READ = {
     "vllm.config.LoRAConfig": "enable_tower_connector_lora",
     "vllm.config.ModelConfig": "architecture model multimodal_config",
-    "vllm.config.MultiModalConfig": "is_multimodal_pruning_enabled mm_processor_kwargs",
+    "vllm.config.MultiModalConfig": (
+        "get_limit_per_prompt is_multimodal_pruning_enabled limit_per_prompt mm_processor_kwargs"
+    ),
     "vllm.config.ParallelConfig": "pipeline_parallel_size worker_cls",
     "vllm.config.VllmConfig": "ec_transfer_config lora_config model_config parallel_config",
     "vllm.engine.arg_utils.EngineArgs": (
@@ -28,6 +30,8 @@ READ = {
     "vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VLVideoPixelInputs": (
         "pixel_values_videos second_per_grid_ts timestamps video_grid_thw"
     ),
+    "vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VLProcessingInfo": "_get_vision_info",
+    "vllm.model_executor.models.qwen3_vl.Qwen3VLProcessingInfo": "_get_vision_info",
     "vllm.model_executor.models.qwen3_vl.Qwen3_VisionBlock": "attn",
     "vllm.model_executor.models.qwen3_vl.Qwen3_VisionTransformer": "dtype out_hidden_size",
     "vllm.model_executor.models.siglip.SiglipAttention": "attn",
@@ -36,9 +40,11 @@ READ = {
     "vllm.multimodal.inputs.MultiModalFeatureSpec": "data mm_position modality",
     "vllm.multimodal.inputs.MultiModalFieldElem": "data",
     "vllm.multimodal.parse.MultiModalDataItems": "get_count",
-    "vllm.multimodal.processing.BaseProcessingInfo": "get_hf_config get_tokenizer",
+    "vllm.multimodal.processing.BaseProcessingInfo": "get_hf_config get_hf_processor get_tokenizer",
     "vllm.multimodal.processing.ProcessorInputs": "hf_processor_mm_kwargs mm_data_items",
     "vllm.multimodal.processing.PromptUpdate": "modality",
+    "vllm.multimodal.processing.processor.MultiModalProcessingResult": "kwargs prompt_updates",
+    "vllm.multimodal.processing.processor.ResolvedPromptUpdate": "content",
     "vllm.v1.worker.cpu_worker.CPUWorker": "model_runner",
 }
 

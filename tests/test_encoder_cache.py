@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """A step of the engine encodes as many videos as it would without compression."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +15,10 @@ pytest.importorskip("vllm")
 
 from flashvid_vllm import engine_args
 from flashvid_vllm.encoder_cache import EncoderCacheManager
+from flashvid_vllm.processor import FULL_EMBEDS
 
-from .engine import VIDEO, Clip, engine, greedy, prompt_of
-
-TOKEN, NEWLINE = 7, 8
+from .engine import VIDEO, Clip, engine, greedy, prompt_of, tokens_and_logprobs
+from .families import LLAVA_ONEVISION, QWEN3_VL, Family
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,7 @@ class Item:
 
     @property
     def data(self) -> Any:
-        return self if self.here else None
-
-
-class Processor:
-    """One frame a video, and a separator that is not embedded."""
-
-    def video_grid(self, item: Item) -> tuple[int, int]:
-        return 1, item.full
-
-    def video_layout(self, item: Item, per_frame: Sequence[int]) -> list[int]:
-        return [TOKEN] * sum(per_frame) + [NEWLINE]
-
-    def video_token(self) -> int:
-        return TOKEN
+        return {FULL_EMBEDS: SimpleNamespace(data=self.full)} if self.here else None
 
 
 @dataclass
@@ -57,15 +45,9 @@ class Request:
         return self.mm_features[input_id].kept
 
 
-def manager_of(cache_size: int) -> Any:
-    manager = EncoderCacheManager(cache_size)
-    manager.processor = Processor()
-    return manager
-
-
 def steps(items: list[Item], budget: int) -> list[list[Item]]:
     """What each step encodes when all items wait, in vLLM's order: it stops at the first that does not fit."""
-    manager, waiting, out = manager_of(10**9), list(items), []
+    manager, waiting, out = EncoderCacheManager(10**9), list(items), []
     while waiting:
         left, step = budget, []
         while waiting and manager.can_allocate(Request([waiting[0]]), 0, left, 0):
@@ -109,7 +91,7 @@ def test_a_video_that_is_held_elsewhere_goes_alone() -> None:
 
 def test_a_granted_item_that_was_not_encoded_after_all_is_not_charged() -> None:
     """The step ran out of something else, and the next one has its whole budget again."""
-    manager, request = manager_of(1000), Request([Item("video", 100, 10)])
+    manager, request = EncoderCacheManager(1000), Request([Item("video", 100, 10)])
     for _ in range(3):
         assert manager.can_allocate(request, 0, 100, 0)
 
@@ -135,3 +117,35 @@ def test_the_engine_encodes_as_many_videos_a_step(sharp_model: Path, ratio: floa
         greedy(llm, [prompt_of(f"{VIDEO}What happens?", [clip], flashvid=settings) for clip in clips], max_tokens=2)
     assert sum(encoded) == 6
     assert max(encoded) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [QWEN3_VL, LLAVA_ONEVISION], ids=lambda family: family.name)
+def test_videos_in_shared_memory(models: Callable[[Any], Path], engines: Any, family: Family) -> None:
+    """The first video killed the engine: its item holds an address there, and the step's cost was read from fields."""
+    clips = [Clip(16, 64, 96, seed=1), Clip(12, 96, 64, seed=2)]
+    prompts = [
+        prompt_of(f"{family.video}What happens?", [clip], flashvid={"retention_ratio": ratio})
+        for clip in clips
+        for ratio in (0.3, 0.1)
+    ]
+    plain = answers_and_costs(engines(models(family), {"retention_ratio": 0.3}), prompts)
+    llm = engines(models(family), {"retention_ratio": 0.3}, mm_processor_cache_type="shm")
+    assert answers_and_costs(llm, prompts) == plain
+    answers, costs = answers_and_costs(llm, prompts)  # now from the sender's cache
+    assert (answers, set(costs)) == (plain[0], set())  # and the encoder's
+
+
+def answers_and_costs(llm: Any, prompts: list[Any]) -> tuple[list[Any], list[int]]:
+    """Greedy answers, and what the scheduler took each video for, in tokens before compression."""
+    manager = llm.llm_engine.engine_core.engine_core.scheduler.encoder_cache_manager
+    costs: list[int] = []
+
+    def watched(request: Any, input_id: int) -> int:
+        costs.append(type(manager)._tokens(manager, request, input_id))
+        return costs[-1]
+
+    manager._tokens = watched
+    answers = [tokens_and_logprobs(greedy(llm, [prompt])[0]) for prompt in prompts]
+    del manager._tokens
+    return answers, costs

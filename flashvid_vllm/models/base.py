@@ -2,20 +2,24 @@
 """What the models of all families share: the settings of the videos that are being encoded, and metrics."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.logger import init_logger
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.utils import group_and_batch_mm_kwargs
+from vllm.platforms import current_platform
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
-from .. import metrics, ops
+from .. import metrics, ops, pieces
 from ..budget import plan
 from ..compress import CompressedVideo, compress
 from ..config import FlashVidConfig
-from ..processor import FIELD, unpack_settings
-from ..settings import BACKEND, ENABLED, KEY, REQUEST_OVERRIDES, resolve
+from ..processor import FIELD, FULL_EMBEDS, MEASURE, pack_settings, unpack_settings
+from ..settings import BACKEND, ENABLED, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, resolve
 from . import FAMILIES
 
 logger = init_logger("vllm.plugins.flashvid")
@@ -29,6 +33,7 @@ class FlashVidModel:
         flashvid_backend: which implementation of the operations to use.
         flashvid_configs: the settings of each video of the current call of `embed_multimodal`, None for one
             that stays as it is.
+        flashvid_piece: visual tokens that the encoder gets in one call.
         flashvid_metrics: where compressed videos are counted, None on ranks that count nothing.
     """
 
@@ -39,13 +44,46 @@ class FlashVidModel:
         self.flashvid_on = settings is not None
         self.flashvid_backend: str = (settings or {}).get("backend", "auto")
         self.flashvid_configs: Sequence[FlashVidConfig | None] = ()
+        self.flashvid_vllm_config = vllm_config
+        self.flashvid_piece = pieces.measured_tokens(vllm_config) if settings is not None else 0
         self.flashvid_metrics = _metrics(vllm_config, settings) if settings is not None else None
+
+    def frames_per_piece(self, tokens_per_frame: int) -> int:
+        """Temporal positions that the encoder gets in one call: as many as start-up measured memory for, at least 1."""
+        return max(1, self.flashvid_piece // tokens_per_frame)
 
     def video_grids(self, **kwargs: Any) -> list[tuple[int, int]]:
         """(T, N) of every video that `embed_multimodal` was given: temporal positions and visual tokens at each."""
         raise NotImplementedError
 
+    def repeat_video(self, times: int, **kwargs: Any) -> dict[str, Any]:
+        """The arguments of `embed_multimodal` for one video, ``times`` in succession."""
+        raise NotImplementedError
+
+    def measure_longest_video(self) -> None:
+        """Encode and compress the longest video that may come, which vLLM's own measurement of memory leaves out."""
+        model = self.flashvid_vllm_config.model_config
+        server = model.multimodal_config.mm_processor_kwargs[KEY]
+        config = resolve({**server, ENABLED: True}, None, FAMILIES[model.architecture].preset)
+        assert config is not None
+        dummy = MULTIMODAL_REGISTRY.create_processor(model).get_dummy_mm_inputs({"video": 1})["mm_kwargs"]["video"]
+        device = self.flashvid_vllm_config.device_config.device
+        _, _, kwargs = next(iter(group_and_batch_mm_kwargs([("video", dummy[0])], device=device)))
+        del kwargs[MEASURE]
+        kwargs = self.repeat_video(max(1, server[MAX_VIDEO_TOKENS] // self.flashvid_piece), **kwargs)
+        if plan(*self.video_grids(**kwargs)[0], config).is_identity:  # a request may ask for less
+            config = replace(config, retention_ratio=None, token_budget=None)
+        counted, self.flashvid_metrics = self.flashvid_metrics, None
+        try:
+            self.embed_multimodal(**{**kwargs, FIELD: pack_settings(config)[None]})
+        finally:
+            self.flashvid_metrics = counted
+
     def embed_multimodal(self, **kwargs: Any) -> Any:
+        kwargs.pop(FULL_EMBEDS, None)  # the scheduler's
+        # on a CPU vLLM measures nothing
+        if kwargs.pop(MEASURE, None) is not None and self.flashvid_piece and not current_platform.is_cpu():
+            self.measure_longest_video()
         rows = kwargs.pop(FIELD, None)
         if rows is None:  # images, or FlashVID is not on
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]

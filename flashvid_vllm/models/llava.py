@@ -24,6 +24,7 @@ from ..attention import frame_attention, watch_attention
 from ..budget import plan
 from ..compress import CompressedVideo
 from ..config import FlashVidConfig
+from ..pieces import encode_in_pieces
 from ..positions import append_positions
 from ..processor import FlashVidProcessor
 from ..settings import KEY
@@ -51,13 +52,28 @@ class LlavaProcessor(FlashVidProcessor):
     def video_grid(self, item: MultiModalKwargsItem) -> tuple[int, int]:
         frames = item["pixel_values_videos"].data
         height, width = frames.shape[-2:]
-        return len(frames), self.info._get_num_frame_tokens(image_width=width, image_height=height)
+        return self.given_grid(len(frames), width, height)
+
+    def given_grid(self, num_frames: int, width: int, height: int) -> tuple[int, int]:
+        return num_frames, self.info._get_num_frame_tokens(image_width=width, image_height=height)
 
     def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
         # here, since of what a request that is refused later leaves in vLLM's cache the engine never hears
+        if self.info.flashvid_server is not None:
+            self._refuse_many_frames(inputs)
         if self.info.flashvid_server is not None and self.info.ctx.model_config.uses_mrope:
             self._refuse_long(inputs)
         return super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
+
+    def _refuse_many_frames(self, inputs: Any) -> None:
+        """`_refuse_large` before the frames are worked on: all are of one size, unless some are to be chosen."""
+        videos, kwargs = inputs.mm_data_items.get("video"), inputs.hf_processor_mm_kwargs
+        if not isinstance(videos, VideoProcessorItems) or kwargs.get("do_sample_frames"):
+            return
+        side = self.info.get_hf_config().vision_config.image_size
+        for frames in videos.get_all():
+            if frames is not None:  # else it is in vLLM's cache, where nothing that was refused is
+                self._refuse_large(*self.given_grid(len(frames), side, side), kwargs[KEY])
 
     def _refuse_long(self, inputs: Any) -> None:
         """ValueError if a prompt's positions, those of tokens to be dropped counted, go beyond the model's."""
@@ -157,6 +173,9 @@ class LlavaModel(FullPositionsModel):
     def video_grids(self, **kwargs: Any) -> list[tuple[int, int]]:
         return [(len(frames), self.tokens_per_frame()) for frames in kwargs["pixel_values_videos"]]
 
+    def repeat_video(self, times: int, **kwargs: Any) -> dict[str, Any]:
+        return {**kwargs, "pixel_values_videos": kwargs["pixel_values_videos"].repeat(1, times, 1, 1, 1)}
+
     def embed_multimodal(self, **kwargs: Any) -> Any:
         kwargs.pop(FRAMES, None)
         return super().embed_multimodal(**kwargs)
@@ -211,11 +230,19 @@ class LlavaModel(FullPositionsModel):
 
     def _encode(self, frames: Tensor, config: FlashVidConfig) -> tuple[Tensor, Tensor | None]:
         """Pooled features [T, N, D] and received attention [T, N] of one video."""
+
+        def encode(start: int, stop: int) -> tuple[Tensor, ...]:
+            return self._encode_piece(frames[start:stop], config.needs_attention)
+
+        features, *scores = encode_in_pieces(encode, len(frames), self.frames_per_piece(self.tokens_per_frame()))
+        return features, scores[0] if scores else None
+
+    def _encode_piece(self, frames: Tensor, scored: bool) -> tuple[Tensor, ...]:
         attention = self.vision_tower.vision_model.encoder.layers[-1].self_attn.attn
-        with watch_attention(attention) if config.needs_attention else nullcontext() as seen:
+        with watch_attention(attention) if scored else nullcontext() as seen:
             features = self._video_pixels_to_features(self.vision_tower, frames)
         if seen is None:
-            return features, None
+            return (features,)
         scores = frame_attention(*seen(), len(frames), self.flashvid_backend)
         if attention.num_heads != self.config.vision_config.num_attention_heads:
             scores = tensor_model_parallel_all_reduce(scores) / get_tensor_model_parallel_world_size()

@@ -16,6 +16,7 @@ from vllm.multimodal.inputs import MultiModalKwargsItem
 from ..attention import ScoringTower, frame_attention, take_scores
 from ..budget import plan
 from ..config import FlashVidConfig
+from ..pieces import encode_in_pieces
 from ..positions import LIMIT, append_positions
 from ..processor import FlashVidProcessor
 from ..settings import ENABLED, KEY
@@ -60,6 +61,19 @@ class MRopeProcessor(FlashVidProcessor):
                 f'"mm_processor_kwargs": {{"{KEY}": {{"{ENABLED}": false}}}}'
             )
 
+    def given_grid(self, num_frames: int, width: int, height: int) -> tuple[int, int]:
+        video_processor = self.info.get_hf_processor().video_processor
+        _, tokens = self.info._get_vision_info(
+            image_width=width,
+            image_height=height,
+            num_frames=num_frames,
+            image_processor=video_processor,
+            mm_kwargs={},
+            modality="video",
+        )
+        positions = math.ceil(num_frames / self.info.get_hf_config().vision_config.temporal_patch_size)
+        return positions, tokens // positions
+
 
 class MRopeModel(FullPositionsModel):
     """Mixin for the family's model. What a family may have to say is in the methods without an underscore."""
@@ -89,6 +103,14 @@ class MRopeModel(FullPositionsModel):
 
     def video_grids(self, **kwargs: Any) -> list[tuple[int, int]]:
         return [self._video_grid(thw.tolist()) for thw in kwargs["video_grid_thw"]]
+
+    def repeat_video(self, times: int, **kwargs: Any) -> dict[str, Any]:
+        grid = kwargs["video_grid_thw"]
+        longer = {"pixel_values_videos": kwargs["pixel_values_videos"].repeat(times, 1)}
+        longer["video_grid_thw"] = grid * grid.new_tensor([times, 1, 1])
+        if "timestamps" in kwargs:
+            longer["timestamps"] = [list(stamps) * times for stamps in kwargs["timestamps"]]
+        return {**kwargs, **longer}
 
     def _video_grid(self, thw: Sequence[int]) -> tuple[int, int]:
         return _grid(thw, self.config.vision_config.spatial_merge_size)
@@ -128,21 +150,42 @@ class MRopeModel(FullPositionsModel):
         return image_embeds_split
 
     def _process_video_input(self, video_input: Any) -> Any:
-        if not self.needs_attention():
+        if not any(self.flashvid_configs):
             return super()._process_video_input(video_input)  # type: ignore[misc]
-        grids = video_input["video_grid_thw"].tolist()
-        pixels = video_input["pixel_values_videos"]
-        shared_heads = not self.use_data_parallel and get_tensor_model_parallel_world_size() > 1
-        tower = ScoringTower(
-            self.visual,
-            self.scoring_block().attn.attn,
-            self._score,
-            tensor_model_parallel_all_reduce if shared_heads else None,
-            get_tensor_model_parallel_world_size(),
-        )
-        if self.use_data_parallel:
-            return run_dp_sharded_mrope_vision_model(tower, pixels, grids, rope_type="rope_3d")
-        return tower(pixels, grids).split([math.prod(self._video_grid(thw)) for thw in grids])
+        fields = [f for f in ("video_grid_thw", "second_per_grid_ts", "timestamps") if video_input.get(f) is not None]
+        out, start = [], 0
+        for index, (config, thw) in enumerate(
+            zip(self.flashvid_configs, video_input["video_grid_thw"].tolist(), strict=True)
+        ):
+            pixels = video_input["pixel_values_videos"][start : start + math.prod(thw)]
+            start += len(pixels)
+            features, *scores = self._encode(pixels, thw, config is not None and config.needs_attention)
+            item = {field: SimpleNamespace(data=video_input[field][index]) for field in fields}
+            scores_or_none = scores[0] if scores else None
+            out.append(features if config is None else self._compress(features, scores_or_none, config, item))
+        return tuple(out)
+
+    def _encode(self, pixels: Tensor, thw: Sequence[int], scored: bool) -> tuple[Tensor, ...]:
+        """Features [T * N, D] of one video, and if ``scored`` its received attention [T * N]."""
+        num_frames, n = self._video_grid(thw)
+        ranks = get_tensor_model_parallel_world_size()
+        tower = self.visual
+        if scored:
+            reduce = tensor_model_parallel_all_reduce if ranks > 1 and not self.use_data_parallel else None
+            tower = ScoringTower(tower, self.scoring_block().attn.attn, self._score, reduce, ranks)
+
+        def encode(start: int, stop: int) -> tuple[Tensor, ...]:
+            part = pixels[start * thw[1] * thw[2] : stop * thw[1] * thw[2]]
+            if self.use_data_parallel:  # a piece for each rank
+                share = math.ceil((stop - start) / ranks)
+                grids = [[min(share, stop - first), *thw[1:]] for first in range(start, stop, share)]
+                rows = torch.cat(run_dp_sharded_mrope_vision_model(tower, part, grids, rope_type="rope_3d"))
+            else:
+                rows = tower(part, [[stop - start, *thw[1:]]])
+            return take_scores(rows) if scored else (rows,)
+
+        most = self.frames_per_piece(n)
+        return encode_in_pieces(encode, num_frames, most * ranks if self.use_data_parallel else most)
 
     def _score(self, query: Tensor, key: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
         """Mean received attention of the patches of each output token: [n]."""
@@ -158,18 +201,7 @@ class MRopeModel(FullPositionsModel):
     def _postprocess_video_embeds_evs(self, video_embeds_split: Any, video_input: Any) -> Any:
         if not self.flashvid_on:
             return super()._postprocess_video_embeds_evs(video_embeds_split, video_input)  # type: ignore[misc]
-        scored = self.needs_attention()
-        out = []
-        for index, (features, config) in enumerate(zip(video_embeds_split, self.flashvid_configs, strict=True)):
-            features, scores = take_scores(features) if scored else (features, None)
-            fields = ("video_grid_thw", "second_per_grid_ts", "timestamps")
-            item = {
-                field: SimpleNamespace(data=video_input[field][index])
-                for field in fields
-                if video_input.get(field) is not None
-            }
-            out.append(features if config is None else self._compress(features, scores, config, item))
-        return tuple(out)
+        return video_embeds_split
 
     def _compress(self, features: Tensor, scores: Tensor | None, config: FlashVidConfig, item: Any) -> Tensor:
         """One video's tokens and the text between its frames, with their positions: [B + separators, D + channels].
