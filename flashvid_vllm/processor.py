@@ -3,20 +3,22 @@
 
 A family's processor is ``class Processor(FlashVidProcessor, VllmsOwnProcessor)`` and its info
 ``class Info(FlashVidInfo, VllmsOwnInfo)``. Where FlashVID is not on, both are vLLM's own. Where it
-is, the settings in force for a request are resolved once, in `apply`; they count the
-placeholders, enter the hash of the request's videos (so that caches shared between servers
-and settings stay right), and go to the model beside the pixels, one row a video.
+is, the settings in force for a request are resolved once, in `apply`, and stay out of all that
+vLLM does with its kwargs: videos are processed and cached as if there were none. What comes of
+that then gets the settings: they count the placeholders, enter the name of the request's videos
+(so that caches shared between servers and settings stay right), and go to the model beside the
+pixels, one row a video.
 """
 
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
+from vllm.multimodal.inputs import MultiModalKwargsItem
 from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems
 from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails
 from vllm.multimodal.processing.context import InputProcessingContext
@@ -24,9 +26,9 @@ from vllm.multimodal.processing.context import InputProcessingContext
 from .budget import Budget, plan
 from .config import FlashVidConfig
 from .models import FAMILIES
+from .processor_cache import FIELD, add_settings, name_of
 from .settings import KEY, REQUEST_OVERRIDES, check_request, check_server, request_part, resolve
 
-FIELD = "flashvid_settings"
 _ROW_BYTES = 512
 
 
@@ -107,70 +109,73 @@ class FlashVidProcessor:
             inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
         return super().apply(inputs, timing_ctx)  # type: ignore[misc]
 
-    def _get_mm_hashes(self, inputs: Any) -> Any:
+    def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
+        if self.info.flashvid_server is None:
+            return super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
         kwargs = dict(inputs.hf_processor_mm_kwargs)
-        if self.info.flashvid_server is not None:
-            config = kwargs.pop(KEY)
-            settings = json.dumps(config.to_dict(), sort_keys=True) if config else ""
-            # under videos_kwargs it enters the hash of videos alone: images are not ours
-            kwargs["videos_kwargs"] = {**(kwargs.get("videos_kwargs") or {}), KEY: settings}
-            inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
-        return super()._get_mm_hashes(inputs)  # type: ignore[misc]
-
-    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        data = super()._apply_hf_processor_main(mm_items, hf_kwargs)  # type: ignore[misc]
-        videos = mm_items.get_count("video", strict=False)
-        if self.info.flashvid_server is not None and videos:
-            config = hf_kwargs[KEY]
-            assert config is None or isinstance(config, FlashVidConfig)
-            data[FIELD] = pack_settings(config).repeat(videos, 1)
-        return data
-
-    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
-        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
-        if FIELD in hf_inputs:
-            fields = {**fields, FIELD: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
-        return fields
+        config = kwargs.pop(KEY)
+        inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
+        processed = super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
+        if "video" not in processed.kwargs:
+            return processed
+        row = pack_settings(config)
+        items = [add_settings(item, row) for item in processed.kwargs["video"]]
+        names = [name_of(video, row) for video in processed.hashes["video"]]
+        updates = [[self._compress(update, config) for update in item] for item in processed.prompt_updates["video"]]
+        return processed._replace(
+            kwargs=type(processed.kwargs)({**processed.kwargs, "video": items}),
+            hashes={**processed.hashes, "video": names},
+            prompt_updates={**processed.prompt_updates, "video": updates},
+        )
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
     ) -> Sequence[PromptUpdate]:
         updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
-        if self.info.flashvid_server is None:
+        if self.info.flashvid_server is None or "video" not in out_mm_kwargs:
             return updates
 
         def placeholder(index: int) -> PromptUpdateDetails:
-            item = out_mm_kwargs["video"][index]
-            return self._placeholder(item)
+            return self._plain_video(out_mm_kwargs["video"][index])
 
         return [
             replace(update, replacement=placeholder) if update.modality == "video" else update for update in updates
         ]
 
-    def _placeholder(self, item: Any) -> PromptUpdateDetails:
-        """What stands for a video in the prompt.
+    def _plain_video(self, item: MultiModalKwargsItem) -> "PlainVideo":
+        num_frames, n = self.video_grid(item)
+        token = self.video_token()
+        details = PromptUpdateDetails.select_token_id(self.video_layout(item, [n] * num_frames), token)
+        fields = MultiModalKwargsItem({key: elem for key, elem in item.items() if elem.field.keep_on_cpu})
+        return PlainVideo(details.full, details.is_embed, num_frames, n, fields)
+
+    def _compress(self, update: Any, config: FlashVidConfig | None) -> Any:
+        """A video's prompt update, as vLLM has cached it, under a request's settings.
 
         Which frames the kept tokens will belong to is not known yet. So their ids come first, then those of the
         separators, and embeddings replace them all; the ids themselves only count, for penalties say.
         """
-        num_frames, n = self.video_grid(item)
-        kept = count_tokens(item, num_frames, n)
+        video = update.content
+        kept = count_tokens(config, video.num_frames, video.tokens_per_frame)
+        if kept == video.num_frames * video.tokens_per_frame:
+            return update
         token = self.video_token()
-        if kept == num_frames * n:
-            return PromptUpdateDetails.select_token_id(self.video_layout(item, [n] * num_frames), token)
-        layout = self.video_layout(item, [kept] + [0] * (num_frames - 1))
-        return PromptUpdateDetails.from_seq(sorted(layout, key=lambda i: i != token))
+        layout = self.video_layout(video.fields, [kept] + [0] * (video.num_frames - 1))
+        return replace(update, content=PromptUpdateDetails.from_seq(sorted(layout, key=lambda i: i != token)))
 
 
-def settings_of(item: Any) -> FlashVidConfig | None:
-    """The settings that a processed video carries; None where it stays as it is."""
-    field = item.get(FIELD)
-    return None if field is None else unpack_settings(field.data)
+@dataclass
+class PlainVideo(PromptUpdateDetails):
+    """What stands for a video in an uncompressed prompt, and what it takes to shorten it: ``num_frames`` temporal
+    positions of ``tokens_per_frame`` visual tokens, and the item's small ``fields`` without its pixels."""
+
+    num_frames: int = 0
+    tokens_per_frame: int = 0
+    fields: MultiModalKwargsItem = field(default_factory=MultiModalKwargsItem)
 
 
-def count_tokens(item: Any, num_frames: int, tokens_per_frame: int) -> int:
-    """Placeholders of a processed video of ``num_frames`` x ``tokens_per_frame`` visual tokens."""
-    config = settings_of(item)
+def count_tokens(config: FlashVidConfig | None, num_frames: int, tokens_per_frame: int) -> int:
+    """Placeholders of a video of ``num_frames`` x ``tokens_per_frame`` visual tokens; None: it stays as it is."""
     budget: Budget | None = plan(num_frames, tokens_per_frame, config) if config else None
     return budget.tokens if budget else num_frames * tokens_per_frame
 

@@ -14,7 +14,8 @@ from .. import metrics, ops
 from ..budget import plan
 from ..compress import CompressedVideo, compress
 from ..config import FlashVidConfig
-from ..processor import FIELD, unpack_settings
+from ..processor import unpack_settings
+from ..processor_cache import FIELD
 from ..settings import BACKEND, ENABLED, KEY, REQUEST_OVERRIDES, resolve
 from . import FAMILIES
 
