@@ -26,7 +26,7 @@ from vllm.multimodal.processing.context import InputProcessingContext
 from .budget import Budget, plan
 from .config import FlashVidConfig
 from .models import FAMILIES
-from .processor_cache import FIELD, add_settings, name_of
+from .processor_cache import add_settings, name_of
 from .settings import KEY, REQUEST_OVERRIDES, check_request, check_server, request_part, resolve
 
 _ROW_BYTES = 512
@@ -67,6 +67,16 @@ class FlashVidInfo:
             self.flashvid_server = check_server(settings)
             ctx = _ContextWithoutOurKey(ctx.model_config, ctx.tokenizer)
         super().__init__(ctx)  # type: ignore[call-arg]
+
+
+@dataclass
+class PlainVideo(PromptUpdateDetails):
+    """What stands for a video in an uncompressed prompt, and what it takes to shorten it: ``num_frames`` temporal
+    positions of ``tokens_per_frame`` visual tokens, and the item's small ``fields`` without its pixels."""
+
+    num_frames: int = 0
+    tokens_per_frame: int = 0
+    fields: MultiModalKwargsItem = field(default_factory=MultiModalKwargsItem)
 
 
 class FlashVidProcessor:
@@ -142,7 +152,7 @@ class FlashVidProcessor:
             replace(update, replacement=placeholder) if update.modality == "video" else update for update in updates
         ]
 
-    def _plain_video(self, item: MultiModalKwargsItem) -> "PlainVideo":
+    def _plain_video(self, item: MultiModalKwargsItem) -> PlainVideo:
         num_frames, n = self.video_grid(item)
         token = self.video_token()
         details = PromptUpdateDetails.select_token_id(self.video_layout(item, [n] * num_frames), token)
@@ -162,16 +172,6 @@ class FlashVidProcessor:
         token = self.video_token()
         layout = self.video_layout(video.fields, [kept] + [0] * (video.num_frames - 1))
         return replace(update, content=PromptUpdateDetails.from_seq(sorted(layout, key=lambda i: i != token)))
-
-
-@dataclass
-class PlainVideo(PromptUpdateDetails):
-    """What stands for a video in an uncompressed prompt, and what it takes to shorten it: ``num_frames`` temporal
-    positions of ``tokens_per_frame`` visual tokens, and the item's small ``fields`` without its pixels."""
-
-    num_frames: int = 0
-    tokens_per_frame: int = 0
-    fields: MultiModalKwargsItem = field(default_factory=MultiModalKwargsItem)
 
 
 def count_tokens(config: FlashVidConfig | None, num_frames: int, tokens_per_frame: int) -> int:
