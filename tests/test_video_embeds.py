@@ -42,7 +42,7 @@ def processed(family: Family, model: Path, data: Callable[[int], Any], flashvid:
     try:
         items = processor.info.parse_mm_data(data(config.model_config.get_inputs_embeds_size()))
         made = processor(f"{family.video}What happens?", items, hf_processor_mm_kwargs=OFF if flashvid else {})
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return type(error), str(error)
     (where,) = made["mm_placeholders"]["video"]
     return made["prompt_token_ids"], where
