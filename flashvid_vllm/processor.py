@@ -3,22 +3,24 @@
 
 A family's processor is ``class Processor(FlashVidProcessor, VllmsOwnProcessor)`` and its info
 ``class Info(FlashVidInfo, VllmsOwnInfo)``. Where FlashVID is not on, both are vLLM's own. Where it
-is, the settings in force for a request are resolved once, in `apply`; they count the
-placeholders, enter the hash of the request's videos (so that caches shared between servers
-and settings stay right), and go to the model beside the pixels, one row a video.
+is, the settings in force for a request are resolved once, in `apply`, and stay out of all that
+vLLM does with its kwargs: videos are processed and cached as if there were none. What comes of
+that then gets the settings: they count the placeholders, enter the name of the request's videos
+(so that caches shared between servers and settings stay right), and go to the model beside the
+pixels, one row a video.
 """
 
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from vllm.multimodal.inputs import (
     MultiModalBatchedField,
-    MultiModalFieldConfig,
     MultiModalFieldElem,
     MultiModalKwargsItem,
     MultiModalKwargsItems,
@@ -30,12 +32,9 @@ from vllm.multimodal.processing.context import InputProcessingContext
 from .budget import Budget, plan
 from .config import FlashVidConfig
 from .models import FAMILIES
+from .processor_cache import add_ours, name_of
 from .settings import ENABLED, KEY, MAX_VIDEO_TOKENS, check_request, check_server, request_part, resolve
 
-FIELD = "flashvid_settings"
-# Embeddings of a video before compression. The scheduler has nothing else of one that lies in shared memory
-# (--mm-processor-cache-type shm) but its address.
-FULL_EMBEDS = "flashvid_full_embeds"
 # On what vLLM measures memory with: encode and compress the longest video as well.
 MEASURE = "flashvid_measure"
 _ROW_BYTES = 512
@@ -65,13 +64,6 @@ class _ContextWithoutOurKey(InputProcessingContext):
         return merged
 
 
-@dataclass
-class VideoPlaceholder(PromptUpdateDetails):
-    """What stands for a video in the prompt; vLLM keeps it beside the video wherever that is cached."""
-
-    full_embeds: int = 0
-
-
 class FlashVidInfo:
     """Mixin for a family's ProcessingInfo: the server's settings, or None where FlashVID is off."""
 
@@ -84,6 +76,34 @@ class FlashVidInfo:
             self.flashvid_server = check_server(settings)
             ctx = _ContextWithoutOurKey(ctx.model_config, ctx.tokenizer)
         super().__init__(ctx)  # type: ignore[call-arg]
+
+
+@dataclass
+class PlainVideo(PromptUpdateDetails):
+    """What stands for a video in an uncompressed prompt, and what it takes to shorten it: ``num_frames`` temporal
+    positions of ``tokens_per_frame`` visual tokens, the item's small ``fields`` without its pixels, and how many of its
+    ids are ``embeds``. vLLM keeps it beside the video wherever that is cached."""
+
+    num_frames: int = 0
+    tokens_per_frame: int = 0
+    fields: MultiModalKwargsItem = field(default_factory=MultiModalKwargsItem)
+    embeds: int = 0
+
+    def is_compressed_by(self, config: FlashVidConfig | None) -> bool:
+        """Whether anything is dropped or merged."""
+        return config is not None and not plan(self.num_frames, self.tokens_per_frame, config).is_identity
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a request asks for: its settings (None: the plain model), and how many ids its prompt has, one for each of
+    its media."""
+
+    config: FlashVidConfig | None
+    prompt_length: int
+
+
+_request: ContextVar[Request] = ContextVar("flashvid_request")  # that is being processed
 
 
 class FlashVidProcessor:
@@ -153,102 +173,104 @@ class FlashVidProcessor:
         return super().apply(inputs, timing_ctx)  # type: ignore[misc]
 
     def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
-        result = super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
-        if self.info.flashvid_server is not None:
-            videos = result.kwargs.get("video", ())
-            for item, updates in zip(videos, result.prompt_updates.get("video", ()), strict=True):
-                if item is not None:  # else the engine has it already, with this field
-                    item[FULL_EMBEDS] = MultiModalFieldElem(updates[0].content.full_embeds, MultiModalBatchedField())
-        return result
-
-    def _refuse_large(self, num_frames: int, n: int, config: FlashVidConfig | None) -> None:
-        """ValueError if a video to be compressed is larger than the server takes; vLLM itself refuses others."""
-        limit, tokens = self.info.flashvid_server[MAX_VIDEO_TOKENS], num_frames * n
-        if tokens > limit and config is not None and not plan(num_frames, n, config).is_identity:
-            raise ValueError(
-                f"this video has {tokens} visual tokens before compression ({num_frames} x {n}), and this server takes "
-                f"{limit}: send fewer or smaller frames, or serve with --flashvid-max-video-tokens {tokens}"
-            )
-
-    def _get_mm_hashes(self, inputs: Any) -> Any:
+        if self.info.flashvid_server is None:
+            return super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
         kwargs = dict(inputs.hf_processor_mm_kwargs)
-        if self.info.flashvid_server is not None:
-            config = kwargs.pop(KEY)
-            settings = json.dumps(config.to_dict(), sort_keys=True) if config else ""
-            # under videos_kwargs it enters the hash of videos alone: images are not ours
-            kwargs["videos_kwargs"] = {**(kwargs.get("videos_kwargs") or {}), KEY: settings}
-            inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
-        return super()._get_mm_hashes(inputs)  # type: ignore[misc]
-
-    def _get_cache_missing_items(self, cache: Any, mm_data_items: Any, mm_hashes: Any) -> Any:
+        config = kwargs.pop(KEY)
+        inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
+        request = Request(config, len(inputs.prompt))
+        token = _request.set(request)
         try:
-            return super()._get_cache_missing_items(cache, mm_data_items, mm_hashes)  # type: ignore[misc]
-        except ValueError as error:
-            if self.info.flashvid_server is None or not any(data is None for data in mm_data_items.get("video", ())):
-                raise
+            processed = super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
+        finally:
+            _request.reset(token)
+        if "video" not in processed.kwargs:
+            return processed
+        self.check_prompt(processed.prompt_updates, request)  # where there is no cache
+        row = pack_settings(config)
+        updates = processed.prompt_updates["video"]
+        full = [plain_video_of(update).embeds for update in updates]
+        items = [add_ours(item, row, count) for item, count in zip(processed.kwargs["video"], full, strict=True)]
+        return processed._replace(
+            kwargs=type(processed.kwargs)({**processed.kwargs, "video": items}),
+            hashes={**processed.hashes, "video": [name_of(video, row) for video in processed.hashes["video"]]},
+            prompt_updates={
+                **processed.prompt_updates,
+                "video": [[self._compress(update, config) for update in item] for item in updates],
+            },
+        )
+
+    def _merge_mm_kwargs(self, cache: Any, mm_hashes: Any, mm_is_cached: Any, *missing: Any, **more: Any) -> Any:
+        if self.info.flashvid_server is not None:
+            # before anything is cached: of what is refused later the engine would never hear
+            _, new = missing or (None, more["mm_missing_prompt_updates"])
+            updates = {modality: list(items) for modality, items in new.items()}
+            for modality, names in mm_hashes.items():
+                known = [name for name, is_cached in zip(names, mm_is_cached[modality], strict=True) if is_cached]
+                updates.setdefault(modality, []).extend(cache.get_and_update_item(None, name)[1] for name in known)
+            self.check_prompt(updates, _request.get())
+        return super()._merge_mm_kwargs(cache, mm_hashes, mm_is_cached, *missing, **more)  # type: ignore[misc]
+
+    def check_prompt(self, updates: Mapping[str, Sequence[Sequence[Any]]], request: "Request") -> None:
+        """ValueError for what must not reach the engine. ``updates``: each item's prompt updates, in any order."""
+        for item in updates.get("video", ()):
+            self.check_video(plain_video_of(item), request.config)
+
+    def check_video(self, video: PlainVideo, config: FlashVidConfig | None) -> None:
+        """ValueError if a video to be compressed is larger than the server takes; vLLM itself refuses others."""
+        limit, tokens = self.info.flashvid_server[MAX_VIDEO_TOKENS], video.num_frames * video.tokens_per_frame
+        if tokens > limit and video.is_compressed_by(config):
             raise ValueError(
-                f"{error} A video sent by its uuid alone is known under the {KEY} settings (and loading options) that "
-                "it was sent with: send the video itself, or the same settings"
-            ) from None
-
-    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        data = super()._apply_hf_processor_main(mm_items, hf_kwargs)  # type: ignore[misc]
-        videos = mm_items.get_count("video", strict=False)
-        if self.info.flashvid_server is not None and videos:
-            config = hf_kwargs[KEY]
-            assert config is None or isinstance(config, FlashVidConfig)
-            data[FIELD] = pack_settings(config).repeat(videos, 1)
-        return data
-
-    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
-        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
-        if FIELD in hf_inputs:
-            fields = {**fields, FIELD: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
-        return fields
+                f"this video has {tokens} visual tokens before compression ({video.num_frames} x "
+                f"{video.tokens_per_frame}), and this server takes {limit}: send fewer or smaller frames, or serve "
+                f"with --flashvid-max-video-tokens {tokens}"
+            )
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
     ) -> Sequence[PromptUpdate]:
         updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
-        if self.info.flashvid_server is None:
+        if self.info.flashvid_server is None or "video" not in out_mm_kwargs:
             return updates
 
         def placeholder(index: int) -> PromptUpdateDetails:
-            item = out_mm_kwargs["video"][index]
-            return self._placeholder(item)
+            return self._plain_video(out_mm_kwargs["video"][index])
 
         return [
             replace(update, replacement=placeholder) if update.modality == "video" else update for update in updates
         ]
 
-    def _placeholder(self, item: Any) -> PromptUpdateDetails:
-        """What stands for a video in the prompt.
+    def _plain_video(self, item: MultiModalKwargsItem) -> PlainVideo:
+        num_frames, n = self.video_grid(item)
+        token, layout = self.video_token(), self.video_layout(item, [n] * num_frames)
+        details = PromptUpdateDetails.select_token_id(layout, token)
+        fields = MultiModalKwargsItem({key: elem for key, elem in item.items() if elem.field.keep_on_cpu})
+        return PlainVideo(details.full, details.is_embed, num_frames, n, fields, layout.count(token))
+
+    def _compress(self, update: Any, config: FlashVidConfig | None) -> Any:
+        """A video's prompt update, as vLLM has cached it, under a request's settings.
 
         Which frames the kept tokens will belong to is not known yet. So their ids come first, then those of the
         separators, and embeddings replace them all; the ids themselves only count, for penalties say.
         """
-        num_frames, n = self.video_grid(item)
-        self._refuse_large(num_frames, n, settings_of(item))
-        kept = count_tokens(item, num_frames, n)
+        video = update.content
+        kept = count_tokens(config, video.num_frames, video.tokens_per_frame)
+        if kept == video.num_frames * video.tokens_per_frame:
+            return update
         token = self.video_token()
-        full = self.video_layout(item, [n] * num_frames)
-        if kept == num_frames * n:
-            details = PromptUpdateDetails.select_token_id(full, token)
-        else:
-            layout = self.video_layout(item, [kept] + [0] * (num_frames - 1))
-            details = PromptUpdateDetails.from_seq(sorted(layout, key=lambda i: i != token))
-        return VideoPlaceholder(details.full, details.is_embed, full.count(token))
+        layout = self.video_layout(video.fields, [kept] + [0] * (video.num_frames - 1))
+        return replace(update, content=PromptUpdateDetails.from_seq(sorted(layout, key=lambda i: i != token)))
 
 
-def settings_of(item: Any) -> FlashVidConfig | None:
-    """The settings that a processed video carries; None where it stays as it is."""
-    field = item.get(FIELD)
-    return None if field is None else unpack_settings(field.data)
+def plain_video_of(updates: Sequence[Any]) -> PlainVideo:
+    """What vLLM has cached beside a video: of its prompt updates the one there is."""
+    (update,) = updates
+    assert isinstance(update.content, PlainVideo)
+    return update.content
 
 
-def count_tokens(item: Any, num_frames: int, tokens_per_frame: int) -> int:
-    """Placeholders of a processed video of ``num_frames`` x ``tokens_per_frame`` visual tokens."""
-    config = settings_of(item)
+def count_tokens(config: FlashVidConfig | None, num_frames: int, tokens_per_frame: int) -> int:
+    """Placeholders of a video of ``num_frames`` x ``tokens_per_frame`` visual tokens; None: it stays as it is."""
     budget: Budget | None = plan(num_frames, tokens_per_frame, config) if config else None
     return budget.tokens if budget else num_frames * tokens_per_frame
 

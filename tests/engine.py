@@ -38,7 +38,7 @@ def prepare_process() -> None:
     """
     from vllm.model_executor.models import registry
 
-    registry._run_in_subprocess = lambda look: look()  # type: ignore[assignment]
+    registry._run_in_subprocess = lambda look: look()
     gc.collect()
     gc.freeze()
 

@@ -7,7 +7,7 @@ not fail what a quiet one passes. BUDGETS are twice to three times what two core
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -43,14 +43,14 @@ class Times:
         self.costs: Counter[str] = Counter()  # by test
         self.lines: list[str] = []
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[Any]:
-        start = seconds()
-        item.stash[_START] = start
-        return (yield)
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> None:
+        item.stash[_START] = seconds()
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
+    @pytest.hookimpl(wrapper=True)  # type: ignore[misc]
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         if call.when == "teardown":
             report.user_properties.append((COST, seconds() - item.stash[_START]))

@@ -6,10 +6,8 @@ told them as M-RoPE with three equal rows, and kept tokens stay where they are i
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,16 +15,14 @@ from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
-from vllm.multimodal.parse import MultiModalDataItems, VideoProcessorItems
-from vllm.utils.cache import LRUCache
+from vllm.multimodal.parse import VideoProcessorItems
 
 from ..attention import frame_attention, watch_attention
-from ..budget import plan
 from ..compress import CompressedVideo
 from ..config import FlashVidConfig
 from ..pieces import encode_in_pieces
 from ..positions import append_positions
-from ..processor import FlashVidProcessor
+from ..processor import FlashVidProcessor, PlainVideo, Request, plain_video_of
 from ..settings import KEY
 from .full_positions import FullPositionsModel
 
@@ -34,17 +30,8 @@ from .full_positions import FullPositionsModel
 FRAMES = "flashvid_frames"
 
 
-def _length(update: Any, index: int) -> int:
-    """Placeholders of an item."""
-    return len(update.resolve(index).content.full)
-
-
 class LlavaProcessor(FlashVidProcessor):
     """Mixin for the family's processor; the paper's settings for it are FlashVidConfig's own defaults."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._cached_sizes = LRUCache[str, int](2**16)  # hash -> size; more than any cache of vLLM's has items
 
     def video_token(self) -> int:
         return int(self.info.get_hf_config().video_token_index)
@@ -58,74 +45,43 @@ class LlavaProcessor(FlashVidProcessor):
         return num_frames, self.info._get_num_frame_tokens(image_width=width, image_height=height)
 
     def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
-        # here, since of what a request that is refused later leaves in vLLM's cache the engine never hears
-        if self.info.flashvid_server is not None:
-            self._refuse_many_frames(inputs)
-        if self.info.flashvid_server is not None and self.info.ctx.model_config.uses_mrope:
-            self._refuse_long(inputs)
-        return super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
-
-    def _refuse_many_frames(self, inputs: Any) -> None:
-        """`_refuse_large` before the frames are worked on: all are of one size, unless some are to be chosen."""
         videos, kwargs = inputs.mm_data_items.get("video"), inputs.hf_processor_mm_kwargs
-        if not isinstance(videos, VideoProcessorItems) or kwargs.get("do_sample_frames"):
-            return
-        side = self.info.get_hf_config().vision_config.image_size
-        for frames in videos.get_all():
-            if frames is not None:  # else it is in vLLM's cache, where nothing that was refused is
-                self._refuse_large(*self.given_grid(len(frames), side, side), kwargs[KEY])
+        # before the frames are worked on: all are of one size, unless some are to be chosen
+        early = isinstance(videos, VideoProcessorItems) and not kwargs.get("do_sample_frames")
+        if self.info.flashvid_server is not None and early:
+            side = self.info.get_hf_config().vision_config.image_size
+            for frames in videos.get_all():
+                if frames is not None:  # else it is known by its uuid
+                    grid = self.given_grid(len(frames), side, side)
+                    self.check_video(PlainVideo([], None, *grid), kwargs[KEY])
+        return super()._cached_apply_hf_processor(inputs, timing_ctx)
 
-    def _refuse_long(self, inputs: Any) -> None:
-        """ValueError if a prompt's positions, those of tokens to be dropped counted, go beyond the model's."""
-        items, kwargs = inputs.mm_data_items, inputs.hf_processor_mm_kwargs
-        config, videos = kwargs[KEY], items.get("video")
-        if config is None or not isinstance(videos, VideoProcessorItems):
-            return  # without dropped tokens vLLM holds the prompt to max_model_len
-        side = self.info.get_hf_config().vision_config.image_size
-        per_frame = self.info._get_num_frame_tokens(image_width=side, image_height=side)
-        frames = self._sizes(inputs, "video", videos.get_num_frames)
-        full = [len(self.video_layout(None, [per_frame] * count)) for count in frames]
-        for update in self._get_prompt_updates(items, kwargs, {}):
-            if update.modality == "image" and "image" in items:
-                full += self._sizes(inputs, "image", partial(_length, update))
-        spans = len(inputs.prompt) + sum(full) - len(full)  # each of them is one id in the prompt
+    def check_prompt(self, updates: Mapping[str, Sequence[Sequence[Any]]], request: Request) -> None:
+        """As `FlashVidProcessor.check_prompt`, and if positions, those of tokens to be dropped counted, go beyond the
+        model's."""
+        super().check_prompt(updates, request)
         model = self.info.ctx.model_config
+        videos = [plain_video_of(item) for item in updates.get("video", ())]
+        # without dropped tokens vLLM holds the prompt to max_model_len
+        if not model.uses_mrope or not any(video.is_compressed_by(request.config) for video in videos):
+            return
+        full = [len(update.content.full) for items in updates.values() for item in items for update in item]
+        spans = request.prompt_length + sum(full) - len(full)  # each of them is one id in the prompt
         limit = max(model.hf_text_config.max_position_embeddings, model.max_model_len)
-        if spans > limit and any(
-            plan(count, per_frame, config).tokens < count * per_frame for count in frames if count
-        ):
+        if spans > limit:
             raise ValueError(
                 f"before compression this prompt has {spans} tokens, and positions='original' reaches to {limit}: "
                 "send fewer frames, or serve without that option"
             )
 
-    def _sizes(self, inputs: Any, modality: str, size_of: Callable[[int], int]) -> list[int]:
-        """``size_of`` every item. One with a uuid may come without its data, or with other data than vLLM's cache has
-        under it: then that of the data that are in the cache counts."""
-        items, uuids = inputs.mm_data_items[modality], (inputs.mm_uuid_items or {}).get(modality) or []
-        hashes = [""] * len(items)
-        if inputs.cache is not None and any(uuid is not None for uuid in uuids):
-            alone = replace(inputs, mm_data_items=MultiModalDataItems({modality: items}))
-            hashes = self._get_mm_hashes(alone)[modality]
-        sizes = []
-        for i, item_hash in enumerate(hashes):
-            is_cached = bool(item_hash) and inputs.cache.is_cached_item(item_hash)
-            size = self._cached_sizes.get(item_hash) if is_cached else None
-            if size is None:  # vLLM says so itself if an item comes without data and is not cached
-                size = 0 if items[i] is None and not is_cached else size_of(i)
-            if item_hash and size:
-                self._cached_sizes[item_hash] = size
-            sizes.append(size)
-        return sizes
-
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        data = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        data = super()._apply_hf_processor_main(mm_items, hf_kwargs)  # type: ignore[misc]
         if self.info.ctx.model_config.uses_mrope and "pixel_values_videos" in data:
             data[FRAMES] = torch.tensor([[len(frames)] for frames in data["pixel_values_videos"]])
         return data
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
-        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
         if FRAMES in hf_inputs:
             fields = {**fields, FRAMES: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
         return fields

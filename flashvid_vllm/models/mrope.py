@@ -2,7 +2,7 @@
 """What the Qwen-VL families share: a tower of patches merged 2 x 2, M-RoPE, text between frames."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,13 +14,13 @@ from vllm.model_executor.models.vision import run_dp_sharded_mrope_vision_model
 from vllm.multimodal.inputs import MultiModalKwargsItem
 
 from ..attention import ScoringTower, frame_attention, take_scores
-from ..budget import plan
 from ..config import FlashVidConfig
 from ..pieces import encode_in_pieces
-from ..positions import LIMIT, append_positions
-from ..processor import FlashVidProcessor
+from ..positions import CHANNELS, LIMIT, append_positions
+from ..processor import FlashVidProcessor, PlainVideo
 from ..settings import ENABLED, KEY
 from .full_positions import FullPositionsModel
+from .separators import append_text, embed_text, take_text
 
 
 def _grid(thw: Sequence[int], merge: int) -> tuple[int, int]:
@@ -32,31 +32,24 @@ class MRopeProcessor(FlashVidProcessor):
     """Mixin for the family's processor."""
 
     def video_grid(self, item: MultiModalKwargsItem) -> tuple[int, int]:
-        return self._grid(item["video_grid_thw"].data)
+        merge = self.info.get_hf_config().vision_config.spatial_merge_size
+        return _grid(item["video_grid_thw"].data.tolist(), merge)
 
-    def _grid(self, thw: Tensor) -> tuple[int, int]:
-        return _grid(thw.tolist(), self.info.get_hf_config().vision_config.spatial_merge_size)
-
-    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        data = super()._apply_hf_processor_main(mm_items, hf_kwargs)
-        if "second_per_grid_ts" in data and isinstance(config := hf_kwargs.get(KEY), FlashVidConfig):
-            for thw, seconds in zip(data["video_grid_thw"], data["second_per_grid_ts"], strict=True):
-                self._refuse_times(self._grid(thw), float(seconds), config)
-        return data
-
-    def _refuse_times(self, grid: tuple[int, int], seconds: float, config: FlashVidConfig) -> None:
-        """ValueError if a video that is to be compressed spans more position ids than the model has.
-
-        Here, before it is in a cache: the engine never hears of what is refused.
-        """
-        model = self.info.ctx.model_config
-        ids = (grid[0] - 1) * seconds * getattr(self.info.get_hf_config().vision_config, "tokens_per_second", 1.0)
+    def check_video(self, video: PlainVideo, config: FlashVidConfig | None) -> None:
+        """As `FlashVidProcessor.check_video`, and if it is to be compressed and spans more position ids than there
+        are."""
+        super().check_video(video, config)
+        if "second_per_grid_ts" not in video.fields:
+            return
+        seconds, num_frames = float(video.fields["second_per_grid_ts"].data), video.num_frames
+        ids = (num_frames - 1) * seconds * getattr(self.info.get_hf_config().vision_config, "tokens_per_second", 1.0)
         # vLLM's table of rotary embeddings goes four times as far as the model, for times; leave room for a prompt
+        model = self.info.ctx.model_config
         reach = max(model.hf_text_config.max_position_embeddings, model.max_model_len)
         limit = min(LIMIT, 4 * reach - model.max_model_len)
-        if not 0 <= ids < limit and not plan(*grid, config).is_identity:
+        if not 0 <= ids < limit and video.is_compressed_by(config):
             raise ValueError(
-                f"at {seconds} seconds between {grid[0]} temporal positions a video spans {ids} position ids, and a "
+                f"at {seconds} seconds between {num_frames} temporal positions a video spans {ids} position ids, and a "
                 f"compressed one may span fewer than {limit}: mend its fps or frame times, or send "
                 f'"mm_processor_kwargs": {{"{KEY}": {{"{ENABLED}": false}}}}'
             )
@@ -76,7 +69,11 @@ class MRopeProcessor(FlashVidProcessor):
 
 
 class MRopeModel(FullPositionsModel):
-    """Mixin for the family's model. What a family may have to say is in the methods without an underscore."""
+    """Mixin for the family's model. What a family may have to say is in the methods without an underscore.
+
+    Attributes:
+        flashvid_lora: whether requests may have adapters of their own.
+    """
 
     visual: Any
     config: Any
@@ -85,6 +82,7 @@ class MRopeModel(FullPositionsModel):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.flashvid_lora = vllm_config.lora_config is not None
         if self.flashvid_on:
             # a compiled block would hide its q and k (--compilation-config compile_mm_encoder)
             self.scoring_block().do_not_compile = True
@@ -127,10 +125,27 @@ class MRopeModel(FullPositionsModel):
         mrope_positions: Tensor,
         num_computed_tokens: int,
     ) -> tuple[Sequence[Tensor], Tensor, int]:
-        chunk = (multimodal_embeddings, mrope_positions, num_computed_tokens)
-        if self.flashvid_on:
-            return self.final_positions(*chunk)
-        return super().recompute_mrope_positions(input_ids, *chunk)  # type: ignore[misc]
+        if not self.flashvid_on:
+            return super().recompute_mrope_positions(  # type: ignore[misc]
+                input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens
+            )
+        width = self.embedding_width() + CHANNELS
+        placed = [embedding[:, :width] for embedding in multimodal_embeddings]
+        out = self.final_positions(placed, mrope_positions, num_computed_tokens)
+        take_text(out[0], multimodal_embeddings, width)
+        return out
+
+    def embed_input_ids(
+        self,
+        input_ids: Tensor,
+        multimodal_embeddings: Sequence[Tensor] | None = None,
+        *,
+        is_multimodal: Tensor | None = None,
+    ) -> Tensor:
+        embeds = super().embed_input_ids(  # type: ignore[misc]
+            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
+        )
+        return embed_text(embeds, multimodal_embeddings, is_multimodal, self.get_language_model().embed_input_ids)
 
     def plain_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
@@ -221,7 +236,9 @@ class MRopeModel(FullPositionsModel):
         rows = tokens
         if len(ids) != len(tokens):
             rows = tokens.new_zeros(len(ids), tokens.shape[1])
-            rows[:, :width] = self.get_language_model().embed_input_ids(ids)
+            # without an adapter: that of whichever requests run now is none of the video's
+            embedding = self.get_language_model().model.embed_tokens
+            rows[:, :width] = getattr(embedding, "base_layer", embedding)(ids)
             rows[is_token] = tokens
 
         full = torch.tensor(self.full_layout(item))
@@ -229,4 +246,5 @@ class MRopeModel(FullPositionsModel):
         positions, _ = self.plain_positions(full.tolist(), [alone])
         stays = full != self.config.video_token_id
         stays[(~stays).nonzero().flatten()[video.source_index.to(stays.device)]] = True
-        return append_positions(rows, positions[:, stays])
+        rows = append_positions(rows, positions[:, stays])
+        return append_text(rows, ids, ~is_token) if self.flashvid_lora else rows
