@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from . import cli, metrics, rope
+from . import cli, config_file, metrics, rope
 from .models import FAMILIES, supported
 from .settings import KEY, check_request, check_server, describe, request_part
 
@@ -65,6 +65,7 @@ def install() -> None:
     for architecture, family in FAMILIES.items():
         ModelRegistry.models[architecture] = _lazy_model(f"flashvid_vllm.models.{family.module}", architecture)
     _read_llava_video()
+    _patch_config_file()
     _patch_start(EngineArgs)
 
 
@@ -111,6 +112,27 @@ def _patch_options(engine_args: Any, reason: str | None) -> None:
         return parser
 
     engine_args.add_cli_args = staticmethod(add_cli_args)
+
+
+def _patch_config_file() -> None:
+    """vLLM's reader of ``--config`` files drops every value of false: an operator's closed door would stand open.
+    Can go when it passes on ``--no-...`` of a subcommand."""
+    import yaml
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    original = FlexibleArgumentParser.load_config_file
+    _expect(original, "self", "file_path")
+
+    @functools.wraps(original)
+    def load_config_file(self: Any, file_path: str) -> list[str]:
+        arguments = original(self, file_path)
+        try:
+            with open(file_path, encoding="utf-8") as file:
+                return arguments + config_file.lost_arguments(yaml.safe_load(file), file_path)
+        except ValueError as error:
+            self.error(str(error))
+
+    FlexibleArgumentParser.load_config_file = load_config_file
 
 
 def _patch_start(engine_args: Any) -> None:

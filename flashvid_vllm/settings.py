@@ -23,6 +23,7 @@ SERVER_KEYS = (*CONFIG_KEYS, ENABLED, REQUEST_OVERRIDES, POSITIONS)
 SERVER_ONLY = {BACKEND: "the backend", POSITIONS: "the positions"}
 REQUEST_KEYS = tuple(key for key in SERVER_KEYS if key not in (*SERVER_ONLY, REQUEST_OVERRIDES))
 _BUDGETS = ("retention_ratio", "token_budget")
+SINGLE = (*_BUDGETS, METHOD)  # settings that have an option of their own on the command line
 
 
 def check_server(settings: Any) -> dict[str, Any]:
