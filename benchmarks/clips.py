@@ -159,16 +159,16 @@ def read(name: str, most_width: int) -> np.ndarray:
     """
     import cv2
 
-    capture, frames = cv2.VideoCapture(str(clip(name))), []
+    capture, frames, size = cv2.VideoCapture(str(clip(name))), [], None
     try:
         while capture.grab():
             done, frame = capture.retrieve()
-            if not done or (frames and frame.shape != size):
+            size = size or (frame.shape if done else None)
+            if not done or frame.shape != size:
                 raise RuntimeError(
                     f"frame {len(frames)} of the clip {name} "
                     + ("is not of the first one's size" if done else "cannot be decoded by this OpenCV")
                 )
-            size = frame.shape
             if frame.shape[1] > most_width:
                 height = round(frame.shape[0] * most_width / frame.shape[1])
                 frame = cv2.resize(frame, (most_width, height), interpolation=cv2.INTER_AREA)

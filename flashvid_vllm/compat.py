@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from . import cli, config_file, metrics, rope
+from . import cli, config_file, cpu, metrics, rope
 from .models import FAMILIES, supported
 from .settings import KEY, check_request, check_server, describe, request_part
 
@@ -231,6 +231,7 @@ def _use_our_encoder_cache(ec_manager_config: Any) -> None:
 
 def _announce(model_config: Any, settings: Mapping[str, Any]) -> None:
     from vllm.logger import init_logger
+    from vllm.platforms import current_platform
 
     preset = FAMILIES[model_config.architecture].preset
     logger = init_logger("vllm.plugins.flashvid")
@@ -240,6 +241,8 @@ def _announce(model_config: Any, settings: Mapping[str, Any]) -> None:
         model_config.architecture,
         describe(settings, preset),
     )
+    if current_platform.is_cpu() and (reason := cpu.slow_products(model_config.dtype)) is not None:
+        logger.warning("%s; start with --dtype float32, which needs twice the memory", reason)
 
 
 @functools.cache

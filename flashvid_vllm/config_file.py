@@ -67,7 +67,9 @@ def refuse_unread_file(path: Any) -> None:
     for key in content if isinstance(content, Mapping) else ():
         option = _option(key)
         if option.partition(".")[0] in _VALUED or _looks_like_ours(option.removeprefix("no-")):
-            raise ValueError(f"vLLM does not read --config={path}, which has {key}; write --config {path}, with a space")
+            raise ValueError(
+                f"vLLM does not read --config={path}, which has {key}; write --config {path}, with a space"
+            )
 
 
 def _option(key: Any) -> str:

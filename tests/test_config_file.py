@@ -54,7 +54,7 @@ def settings(parser: Any, tmp_path: Path) -> Callable[..., Any]:
         ("no-flashvid-request-overrides: true", CLOSED),
         ("no_flashvid_request_overrides: true", CLOSED),
         ("flashvid-config: {request_overrides: false}", CLOSED),
-        ('flashvid-config: \'{"request_overrides": false}\'', CLOSED),
+        ("flashvid-config: '{\"request_overrides\": false}'", CLOSED),
         ("flashvid-config:\n  enabled: false", {"enabled": False}),
         ("flashvid-request-overrides: true", OPEN),
         ("no-flashvid-request-overrides: false", OPEN),
