@@ -11,7 +11,7 @@ from flashvid_vllm.cpu import slow_products
 
 @functools.cache
 def model_dtype() -> str:
-    """ "bfloat16", or "float32" on a CPU without products in bfloat16. A line on stderr says which and why, once."""
+    """The name: bfloat16, or float32 on a CPU without products in it. A line on stderr says which and why, once."""
     if torch.cuda.is_available():
         return "bfloat16"
     reason = slow_products(torch.bfloat16)
