@@ -37,7 +37,7 @@ VLLM_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's name for it; vLL
 OUR_FOLDER = "FLASHVID_METRICS_DIR"
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _PREFIX = "flashvid-metrics-"
-_FILE_BYTES = 1 << 16  # of a file of prometheus_client's as it makes it; ours never grow
+_FILE_BYTES = 1 << 14  # of each file; ours need 3 KB and never grow
 
 logger = logging.getLogger("vllm.plugins.flashvid")
 _files_made = itertools.count()
@@ -221,8 +221,8 @@ def _files_in(folder: str) -> Iterator[None]:
 def _reserve(paths: list[Path]) -> None:
     """Make prometheus_client's files, empty, with all their bytes.
 
-    It would make them with a hole and map them into memory: on a full file system the first write to such a page
-    ends the process with SIGBUS, hours later perhaps.
+    It would make them with a hole and map them into memory: the first write to a page for which the file system has
+    no room ends the process with SIGBUS.
     """
     try:
         for path in paths:

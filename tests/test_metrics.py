@@ -4,6 +4,7 @@
 import multiprocessing
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -214,7 +215,7 @@ if worker is not None:
 
 def test_a_worker_that_may_not_write_serves_without(tmp_path: Path) -> None:
     """It did not start."""
-    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, 1 << 15))"
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 13, 1 << 13))"
     out, err = run(WORKER.format(limit=limit), **{metrics.OUR_FOLDER: str(tmp_path)})
     assert out == "True\n"
     assert err.count("missing from /metrics: they cannot be written to") == 1
@@ -223,10 +224,11 @@ def test_a_worker_that_may_not_write_serves_without(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
+    """A file system with room for two pages."""
     command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
     if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("mounting a file system needs root")
+    (tmp_path / "other").write_bytes(bytes(56 << 10))
     yield tmp_path
     subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
@@ -236,7 +238,16 @@ def test_a_full_disk_does_not_kill_the_worker(small_disk: Path) -> None:
     out, err = run(WORKER.format(limit=""), **{metrics.OUR_FOLDER: str(small_disk)})
     assert out == "True\n"
     assert "No space left" in err
-    assert not list(small_disk.iterdir())
+    assert [path.name for path in small_disk.iterdir()] == ["other"]
+
+
+def test_the_files_have_room_for_all_that_is_written(tmp_path: Path) -> None:
+    """One that grows would have a hole."""
+    labels = dict.fromkeys(("method", "retention_ratio", "token_budget", "backend", "enabled"), "a long value" * 9)
+    metrics.Metrics(str(tmp_path), labels).count(7, 1)
+    assert {path.stat().st_size for path in tmp_path.iterdir()} == {metrics._FILE_BYTES}
+    assert all(path.stat().st_blocks * 512 >= metrics._FILE_BYTES for path in tmp_path.iterdir())
+    assert max(struct.unpack_from("i", path.read_bytes())[0] for path in tmp_path.iterdir()) < metrics._FILE_BYTES / 2
 
 
 PUBLISHED = """
