@@ -159,7 +159,8 @@ def read(name: str, most_width: int) -> np.ndarray:
     """
     import cv2
 
-    capture, frames, size = cv2.VideoCapture(str(clip(name))), [], None
+    frames: list[np.ndarray] = []
+    capture, size = cv2.VideoCapture(str(clip(name))), None
     try:
         while capture.grab():
             done, frame = capture.retrieve()

@@ -117,7 +117,7 @@ def _patch_options(engine_args: Any, reason: str | None) -> None:
 def _patch_config_file() -> None:
     """vLLM's reader of ``--config`` files drops every value of false: an operator's closed door would stand open.
     Can go when it passes on ``--no-...`` of a subcommand."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     original = FlexibleArgumentParser.load_config_file
@@ -127,10 +127,10 @@ def _patch_config_file() -> None:
     def load_config_file(self: Any, file_path: str) -> list[str]:
         arguments = original(self, file_path)
         try:
-            with open(file_path, encoding="utf-8") as file:
-                return arguments + config_file.lost_arguments(yaml.safe_load(file), file_path)
+            lost = config_file.lost_arguments(yaml.safe_load(Path(file_path).read_text(encoding="utf-8")), file_path)
         except ValueError as error:
             self.error(str(error))
+        return arguments + lost
 
     FlexibleArgumentParser.load_config_file = load_config_file
 
