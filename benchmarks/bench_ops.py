@@ -36,6 +36,7 @@ from flashvid_vllm.ops import native
 from tests.cases import video
 
 from .counts import Work, count
+from .machine import model_dtype
 
 # (N, D, heads, patches of a frame in the encoder, channels of a head)
 SHAPES = {
@@ -228,17 +229,17 @@ def measure(
     return rows
 
 
-def measure_length(t: int) -> dict[str, Any]:
+def measure_length(t: int, dtype: str) -> dict[str, Any]:
     """The cost of t frames, in a process of its own: what an earlier video left in a workspace would hide its need."""
     timer = Timer(2)
-    features, attention = (x.to(timer.device) for x in video("scene", 16, *LENGTH_SHAPE, torch.bfloat16))
+    features, attention = (x.to(timer.device) for x in video("scene", 16, *LENGTH_SHAPE, getattr(torch, dtype)))
     compress(features[:2, :8], attention[:2, :8], CONFIG)  # loads what is loaded once
     features, attention = features.repeat(t // 16, 1, 1), attention.repeat(t // 16, 1)
     peak = timer.peak_bytes(lambda: compress(features, attention, CONFIG))
     times = timer.all({"compress": lambda: compress(features, attention, CONFIG)})["compress"]
     return {
         "video": f"{t} x {LENGTH_SHAPE[0]} x {LENGTH_SHAPE[1]} scene",
-        "dtype": "bfloat16",
+        "dtype": dtype,
         "frames": t,
         "by": env_info()["backend"],
         "median_s": statistics.median(times),
@@ -299,10 +300,11 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="every shape, number of frames and op")
     parser.add_argument("--shape", choices=tuple(SHAPES), action="append", help=f"default: {', '.join(CASES)}")
     parser.add_argument("--frames", type=int, nargs="+", help="default: 32, and 16 for the small shape")
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: by this CPU")
     parser.add_argument("--seconds", type=float, default=5, help="time for the turns of one op; default 5")
     parser.add_argument("--json", type=Path, help="append a JSON row for each row to this file")
     options = parser.parse_args()
+    options.dtype = options.dtype or model_dtype()
     timer, dtype = Timer(options.seconds), getattr(torch, options.dtype)
     console = Console()
     console.width = max(console.width, 160)
@@ -316,7 +318,7 @@ def main() -> int:
                 each_op = kind == "scene" and (options.all or shape != "small")
                 rows += measure(shape, t, kind, dtype, timer, roof, each_op)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        lengths = pool.map(measure_length, LENGTHS, chunksize=1)
+        lengths = pool.starmap(measure_length, [(t, options.dtype) for t in LENGTHS], chunksize=1)
     about = env_info() | {"commit": commit(), "dtype": options.dtype, "threads": torch.get_num_threads()}
     about["isa"] = None if native.MISSING else native.isa()
     del about["backend"]  # each row has its own
@@ -326,7 +328,7 @@ def main() -> int:
     console.print(table(f"compress to {RATIO:.0%}: {machine}", [line_of(row) for row in rows if row.op == "compress"]))
     if each := [line_of(row) for row in rows if row.op != "compress"]:
         console.print(table(f"op by op, {options.dtype}", each))
-    size = f"T x {LENGTH_SHAPE[0]} x {LENGTH_SHAPE[1]}, bf16"
+    size = f"T x {LENGTH_SHAPE[0]} x {LENGTH_SHAPE[1]}, {options.dtype}"
     console.print(
         table(f"cost in the number of frames, {size}; the result counts as memory", list(map(length_line, lengths)))
     )

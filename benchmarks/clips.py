@@ -16,6 +16,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -147,6 +149,36 @@ def probe(path: str | os.PathLike[str]) -> Video:
         return Video(frames, capture.get(cv2.CAP_PROP_FPS), int(width), int(height))
     finally:
         capture.release()
+
+
+def read(name: str, most_width: int) -> np.ndarray:
+    """All frames [n, H, W, 3] uint8 BGR of the clip ``name``, at most ``most_width`` pixels wide.
+
+    Raises RuntimeError for one that cannot be decoded or has another size than the first: the numbers of the frames
+    behind it would not be those of another machine. Otherwise as `clip`.
+    """
+    import cv2
+
+    frames: list[np.ndarray] = []
+    capture, size = cv2.VideoCapture(str(clip(name))), None
+    try:
+        while capture.grab():
+            done, frame = capture.retrieve()
+            size = size or (frame.shape if done else None)
+            if not done or frame.shape != size:
+                raise RuntimeError(
+                    f"frame {len(frames)} of the clip {name} "
+                    + ("is not of the first one's size" if done else "cannot be decoded by this OpenCV")
+                )
+            if frame.shape[1] > most_width:
+                height = round(frame.shape[0] * most_width / frame.shape[1])
+                frame = cv2.resize(frame, (most_width, height), interpolation=cv2.INTER_AREA)
+            frames.append(frame)
+    finally:
+        capture.release()
+    if not frames:
+        raise RuntimeError(f"the clip {name} cannot be read by this OpenCV")
+    return np.stack(frames)
 
 
 def main() -> int:

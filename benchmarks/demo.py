@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from .clips import CLIPS, Video, clip, probe
+from .machine import dtype_option
 from .server import Answer, ServerError, VllmServer, ask
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
@@ -88,17 +90,18 @@ def serve_arguments(video: Video, frames: int, tiny: bool) -> list[str]:
     arguments += ["--media-io-kwargs", json.dumps({"video": sampling})]
     arguments += ["--limit-mm-per-prompt", json.dumps({"video": 1, "image": 0})]
     arguments += ["--no-enable-prefix-caching", "--mm-processor-cache-gb", "0", "--max-num-seqs", "4"]
-    return [*arguments, "--enforce-eager"] if tiny else arguments
+    return [*arguments, "--enforce-eager", *dtype_option()] if tiny else arguments
 
 
 def measure(server: VllmServer, video: Path, question: str, repeats: int, tokens: int) -> tuple[int, dict[str, Result]]:
-    """The prompt's length without the video, and each mode's result. The modes take turns after a warm-up each."""
+    """The prompt's length without the video, and each mode's result. The modes take turns after a warm-up."""
     client = server.client()
     text_tokens = ask(client, server.model, None, question, max_tokens=1).prompt_tokens
     times: dict[str, list[float]] = {mode: [] for mode in MODES}
     answers: dict[str, Answer] = {}
+    *_, warm_up = MODES  # the shortest: what is done once does not depend on the prompt's length
     for turn in range(repeats + 1):
-        for mode, settings in MODES.items():
+        for mode, settings in MODES.items() if turn else [(warm_up, MODES[warm_up])]:
             answer = ask(client, server.model, video, question, settings, tokens)
             if turn:
                 times[mode].append(answer.ttft_s)
@@ -149,7 +152,7 @@ def device() -> str:
         found = subprocess.run(query, capture_output=True, text=True, check=False)
         if found.returncode == 0 and found.stdout.strip():
             return found.stdout.splitlines()[0].strip()
-    return f"{len(os.sched_getaffinity(0))} CPU cores"
+    return f"{len(os.sched_getaffinity(0))} cores of {torch.cpu.get_capabilities().get('cpu_name', 'a CPU')}"
 
 
 def run(options: argparse.Namespace) -> None:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from . import clips
 from .clip_model import SOURCE, VERSION, Encoded, encode, preprocess
-from .clips import CLIPS, cache_directory, clip
+from .clips import CLIPS, cache_directory
 
 Kind = Literal["static camera", "camera motion", "cuts", "montage"]
 FRAMES = 16
@@ -71,19 +72,7 @@ SCENES = {
 @cache
 def read(source: str) -> np.ndarray:
     """All frames [n, H, W, 3] uint8 RGB of a clip of `benchmarks.clips`, at most 400 pixels wide."""
-    import cv2
-
-    capture, frames = cv2.VideoCapture(str(clip(source))), []
-    try:
-        while (read_one := capture.read())[0]:
-            frame = read_one[1]
-            if frame.shape[1] > 400:
-                height = round(frame.shape[0] * 400 / frame.shape[1])
-                frame = cv2.resize(frame, (400, height), interpolation=cv2.INTER_AREA)
-            frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-    finally:
-        capture.release()
-    return np.stack(frames)
+    return np.ascontiguousarray(clips.read(source, 400)[..., ::-1])
 
 
 def take(shot: Shot, count: int) -> np.ndarray:

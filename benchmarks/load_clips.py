@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .clips import CLIPS, cache_directory, clip, probe
+from .clips import CLIPS, cache_directory, clip, probe, read
 from .record import fingerprint_of
 
 WIDTH, FPS = 320, 15.0  # of the files: pixels, frames a second
@@ -32,23 +32,6 @@ class Window:
     frames: int
     crop: tuple[float, float]
     mirrored: bool
-
-
-def read(source: str) -> np.ndarray:
-    """All frames [n, H, W, 3] uint8 BGR of a clip of `benchmarks.clips`, at most 480 pixels wide."""
-    import cv2
-
-    capture, frames = cv2.VideoCapture(str(clip(source))), []
-    try:
-        while (found := capture.read())[0]:
-            frame = found[1]
-            if frame.shape[1] > 480:
-                height = round(frame.shape[0] * 480 / frame.shape[1])
-                frame = cv2.resize(frame, (480, height), interpolation=cv2.INTER_AREA)
-            frames.append(frame)
-    finally:
-        capture.release()
-    return np.stack(frames)
 
 
 def windows(lengths: dict[str, int], count: int, length: int, frames: int) -> list[Window]:
@@ -130,6 +113,6 @@ def make_clips(count: int, length: int = 48, frames: int | None = None, folder: 
         paths.append(path)
         if not path.exists():
             if window.source not in videos:
-                videos[window.source] = read(window.source)
+                videos[window.source] = read(window.source, 480)
             write(cut(videos[window.source], window), path)
     return paths

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .clips import ROOT, cache_directory, probe
 from .demo import prompt_room
+from .machine import dtype_option, model_dtype
 from .tiny_model import STAMP, make_tiny_model
 
 SERVERS = ("plain", "evs", "vidcom2", "flashvid")
@@ -59,9 +60,8 @@ def target_of_shape(name: str) -> Target:
     """The model of a shape, made if it is not there yet (half a minute, 2 GB for the larger one)."""
     shape = SHAPES[name]
     directory = make_tiny_model(shape.kind, cache_directory().parent / "models" / shape.kind)
-    return Target(
-        name, f"{shape.about}; random weights, bfloat16", str(directory), (directory / STAMP).read_text(), shape
-    )
+    about = f"{shape.about}; random weights, {model_dtype()}"
+    return Target(name, about, str(directory), (directory / STAMP).read_text(), shape)
 
 
 def target_of_model(model: str) -> Target:
@@ -129,7 +129,7 @@ def common_arguments(target: Target, frames: int, clip: Path, repeat: bool, num_
     arguments += ["--limit-mm-per-prompt", json.dumps({"video": 1, "image": 0})]
     arguments += ["--worker-extension-cls", EXTENSION]
     arguments += [] if repeat else ["--mm-processor-cache-gb", "0"]
-    return [*arguments, "--enforce-eager"] if target.shape is not None else arguments
+    return [*arguments, "--enforce-eager", *dtype_option()] if target.shape is not None else arguments
 
 
 def environment(target: Target) -> dict[str, str]:

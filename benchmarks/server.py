@@ -34,6 +34,14 @@ import psutil
 # "(EngineCore pid=12) INFO 01-31 10:20:30 [core.py:12] Text" -> "Text"
 LOG_LINE = re.compile(r"INFO \S+ \S+ \[[^\]]*\] ([A-Z].*)")
 MARK = "FLASHVID_SERVER"  # a variable that the processes of one server have in common
+# a part of a process's command line, or of the title that it gives itself -> what it does while the server starts
+DOING = {
+    "vllm.model_executor.models.registry": "looking at the model's class, once for a version",
+    "VLLM::Worker": "the worker loads the model and tries it",
+    "VLLM::EngineCore": "the engine sets up its caches",
+    "multiprocessing": "a process of the engine imports vLLM",
+    "vllm serve": "the API server imports vLLM, reads the model's settings",
+}
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -82,6 +90,7 @@ class VllmServer:
         self.process: subprocess.Popen[bytes] | None = None
         self.seconds_to_start = 0.0
         self._handlers: dict[signal.Signals, Any] = {}
+        self._used: dict[int, float] = {}  # seconds of processor time of each process at the last look
 
     def _environment(self, changes: Mapping[str, str | None]) -> dict[str, str]:
         env = dict(os.environ)
@@ -89,6 +98,8 @@ class VllmServer:
         env[MARK] = uuid.uuid4().hex
         if self.local:
             env["HF_HUB_OFFLINE"] = "1"
+        # vLLM imports 4000 modules in each of its processes: 34 s of a slow core without their bytecode, 14 s with it
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
         env.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, read by the CPU build only; its default is 4
         for name, value in changes.items():
             if value is None:
@@ -161,6 +172,18 @@ class VllmServer:
             if found := LOG_LINE.findall(file.read().decode(errors="replace")):
                 return str(found[-1]).strip()
         return "starting"
+
+    def busiest(self) -> str:
+        """What the process does that has used the processors most since the last call, or nothing if none did."""
+        used, most = {}, (0.2, "")  # seconds
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error, OSError):
+                times, command = process.cpu_times(), " ".join(process.cmdline())
+                used[process.pid] = times.user + times.system
+                doing = next((doing for mark, doing in DOING.items() if mark in command), "a process of the server")
+                most = max(most, (used[process.pid] - self._used.get(process.pid, 0.0), doing))
+        self._used = used
+        return most[1]
 
     def processes(self) -> list[psutil.Process]:
         """Every live process of the server: of its group, and those that left it but carry its mark."""
@@ -245,6 +268,7 @@ class Progress:
 
     def __init__(self, server: VllmServer) -> None:
         self.server, self.terminal, self.shown = server, sys.stderr.isatty(), -1.0
+        self.message, self.since, self.looked, self.doing = "", 0.0, 0.0, ""
 
     def __enter__(self) -> Progress:
         return self
@@ -258,7 +282,14 @@ class Progress:
         if not self.server.progress or seconds - self.shown < (1 if self.terminal else 10):
             return
         self.shown = seconds
-        text = f"vllm serve, {seconds:3.0f} s: {self.server.last_message()[:90]}"
+        message = self.server.last_message()
+        if message != self.message:
+            self.message, self.since, self.doing = message, seconds, ""
+        if seconds - self.looked >= 5:
+            self.looked, self.doing = seconds, self.server.busiest()
+        text = f"vllm serve, {seconds:3.0f} s: {message[:90]}"
+        if seconds - self.since >= 5:  # it is long done with that
+            text = f"vllm serve, {seconds:3.0f} s: {self.doing or 'nothing is busy'} (last said: {message[:40]})"
         start, end = ("\r\033[K", "") if self.terminal else ("", "\n")
         print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
 

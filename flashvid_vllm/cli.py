@@ -7,15 +7,14 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from .config import Method
-from .settings import KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, check_server
+from .config_file import FLAG, refuse_unread_file
+from .settings import KEY, REQUEST_OVERRIDES, SINGLE, check_server
 
 # vLLM recomputes M-RoPE positions of pruned videos only while its own pruning rate is above 0.
 # Our budgets never read it, so one recognisable value serves every ratio.
 PRUNING_ON = 1e-6
 
-SINGLE = ("retention_ratio", "token_budget", "method")  # settings that have an option of their own
-_SERVER_SINGLE = (*SINGLE, MAX_VIDEO_TOKENS)
-_OPTIONS = (*(f"flashvid_{name}" for name in _SERVER_SINGLE), "flashvid_config")
+_OPTIONS = (*(f"flashvid_{name}" for name in SINGLE), "flashvid_config")
 
 
 def add_options(parser: argparse.ArgumentParser, unsupported: str | None) -> None:
@@ -56,14 +55,15 @@ def add_options(parser: argparse.ArgumentParser, unsupported: str | None) -> Non
     group.add_argument(
         "--flashvid-config",
         type=json_object,
+        action=_Merge,
         metavar="JSON",
-        help='Further settings, such as \'{"alpha": 0.7, "merge_threshold": 0.8}\'.',
+        help='Further settings, such as \'{"alpha": 0.7, "merge_threshold": 0.8}\'. Given again, the later one adds.',
     )
     group.add_argument(
-        "--flashvid-request-overrides",
+        f"--{FLAG}",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="Whether a request may change the settings for itself.",
+        default=None,
+        help="Whether a request may change the settings for itself. Default: it may.",
     )
     parse_known_args = parser.parse_known_args
 
@@ -87,10 +87,11 @@ def fold(namespace: argparse.Namespace, unsupported: str | None = None) -> None:
         ValueError: a bad setting, an option without ``--plugin flashvid``, a clash with vLLM's
             own pruning, or an unsupported vLLM.
     """
+    refuse_unread_file(getattr(namespace, "config", None))
     given = [name for name in _OPTIONS if getattr(namespace, name, None) is not None]
     if getattr(namespace, "plugin", None) is None:
-        if given or not getattr(namespace, "flashvid_request_overrides", True):
-            option = (given or ["no_flashvid_request_overrides"])[0].replace("_", "-")
+        if given or getattr(namespace, "flashvid_request_overrides", None) is False:
+            option = (given or [f"no-{FLAG}"])[0].replace("_", "-")
             raise ValueError(f"--{option} needs --plugin flashvid")
         return
     if unsupported is not None:
@@ -106,7 +107,7 @@ def fold(namespace: argparse.Namespace, unsupported: str | None = None) -> None:
             "--plugin flashvid; leave one of them out"
         )
     settings = dict(namespace.flashvid_config or {})
-    for name in _SERVER_SINGLE:
+    for name in SINGLE:
         value = getattr(namespace, f"flashvid_{name}")
         if value is None:
             continue
@@ -116,10 +117,23 @@ def fold(namespace: argparse.Namespace, unsupported: str | None = None) -> None:
                 "leave one of them out"
             )
         settings[name] = value
-    if not namespace.flashvid_request_overrides:
-        settings[REQUEST_OVERRIDES] = False
+    if (overrides := namespace.flashvid_request_overrides) is not None:
+        if settings.get(REQUEST_OVERRIDES, overrides) is not overrides:
+            raise ValueError(
+                f"--{'' if overrides else 'no-'}{FLAG} and --flashvid-config contradict each other about "
+                f"{REQUEST_OVERRIDES}; leave one of them out"
+            )
+        if not overrides:
+            settings[REQUEST_OVERRIDES] = False
     namespace.mm_processor_kwargs = {**other, KEY: check_server(settings)}
     namespace.video_pruning_rate = PRUNING_ON
+
+
+class _Merge(argparse.Action):
+    """Objects from a file, the command line and dotted arguments (which vLLM appends as one more) become one."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **values})
 
 
 def number(kind: Callable[[str], Any]) -> Callable[[str], Any]:

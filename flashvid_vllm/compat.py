@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from . import cli, metrics, rope
+from . import cli, config_file, cpu, metrics, rope
 from .models import FAMILIES, supported
 from .settings import KEY, MAX_VIDEO_TOKENS, check_request, check_server, describe, request_part
 
@@ -66,6 +66,7 @@ def install() -> None:
         ModelRegistry.models[architecture] = _lazy_model(f"flashvid_vllm.models.{family.module}", architecture)
     _read_llava_video()
     _share_pixels()
+    _patch_config_file()
     _patch_start(EngineArgs)
 
 
@@ -130,6 +131,27 @@ def _patch_options(engine_args: Any, reason: str | None) -> None:
         return parser
 
     engine_args.add_cli_args = staticmethod(add_cli_args)
+
+
+def _patch_config_file() -> None:
+    """vLLM's reader of ``--config`` files drops every value of false: an operator's closed door would stand open.
+    Can go when it passes on ``--no-...`` of a subcommand."""
+    import yaml  # type: ignore[import-untyped]
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    original = FlexibleArgumentParser.load_config_file
+    _expect(original, "self", "file_path")
+
+    @functools.wraps(original)
+    def load_config_file(self: Any, file_path: str) -> list[str]:
+        arguments = original(self, file_path)
+        try:
+            lost = config_file.lost_arguments(yaml.safe_load(Path(file_path).read_text(encoding="utf-8")), file_path)
+        except ValueError as error:
+            self.error(str(error))
+        return arguments + lost
+
+    FlexibleArgumentParser.load_config_file = load_config_file
 
 
 def _patch_start(engine_args: Any) -> None:
@@ -239,6 +261,7 @@ def _use_our_encoder_cache(ec_manager_config: Any) -> None:
 
 def _announce(model_config: Any, settings: Mapping[str, Any]) -> None:
     from vllm.logger import init_logger
+    from vllm.platforms import current_platform
 
     preset = FAMILIES[model_config.architecture].preset
     logger = init_logger("vllm.plugins.flashvid")
@@ -248,6 +271,8 @@ def _announce(model_config: Any, settings: Mapping[str, Any]) -> None:
         model_config.architecture,
         describe(settings, preset),
     )
+    if current_platform.is_cpu() and (reason := cpu.slow_products(model_config.dtype)) is not None:
+        logger.warning("%s; start with --dtype float32, which needs twice the memory", reason)
 
 
 @functools.cache

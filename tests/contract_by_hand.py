@@ -9,7 +9,7 @@ is left goes here; a name in READ that our sources do not contain is reported.
 # Attributes that we read or set where no type says whose they are: class or module -> names.
 READ = {
     "vllm.config.LoRAConfig": "enable_tower_connector_lora",
-    "vllm.config.ModelConfig": "architecture model multimodal_config",
+    "vllm.config.ModelConfig": "architecture dtype model multimodal_config",
     "vllm.config.MultiModalConfig": (
         "get_limit_per_prompt is_multimodal_pruning_enabled limit_per_prompt mm_processor_kwargs"
     ),

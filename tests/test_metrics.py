@@ -3,8 +3,11 @@
 
 import multiprocessing
 import os
+import shutil
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -135,14 +138,14 @@ def api_server():
 if __name__ == "__main__":
     metrics.publish()
     metrics.publish()
-    assert metrics.folder() != os.environ.get("ELSEWHERE")
-    metrics.Metrics(metrics.folder(), {"method": "flashvid"}).count(7, 1)
+    assert os.environ[metrics.OUR_FOLDER] != os.environ.get("ELSEWHERE")
+    metrics.of_worker({"method": "flashvid"}).count(7, 1)
     assert shows(7)
     child = multiprocessing.get_context("spawn").Process(target=api_server)
     child.start()
     child.join()
     assert child.exitcode == 0
-    print(metrics.folder())
+    print(os.environ[metrics.OUR_FOLDER])
 """
 
 
@@ -162,10 +165,175 @@ def test_vllms_folder_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     monkeypatch.setenv(metrics.OUR_FOLDER, str(ours))
     monkeypatch.delenv(metrics.VLLM_FOLDER, raising=False)
-    assert metrics.folder() is None  # another machine's
+    assert metrics.of_worker({"method": "flashvid"}) is None  # another machine's
     ours.mkdir()
-    assert metrics.folder() == str(ours)
+    assert metrics.of_worker({"method": "flashvid"}) is not None
+    assert list(ours.iterdir())
     theirs.mkdir()
     monkeypatch.setenv(metrics.VLLM_FOLDER, str(theirs))
-    assert metrics.folder() == str(theirs)
+    assert metrics.of_worker({"method": "flashvid"}) is not None
+    assert len(list(theirs.iterdir())) == len(list(ours.iterdir())) == 3
     assert metrics.publish.__wrapped__() is None
+
+
+# --- a folder that is no good
+
+
+ALONE = f"""
+import importlib.util, sys, types
+sys.modules["torch"] = types.SimpleNamespace(device=None)  # which takes seconds, and only types need it
+spec = importlib.util.spec_from_file_location("metrics", {metrics.__file__!r})
+metrics = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(metrics)
+"""
+
+
+def start(code: str, **env: str) -> subprocess.Popen[str]:
+    """``code`` in a Python of its own, with `metrics` alone."""
+    env = {name: value for name, value in os.environ.items() if name != metrics.VLLM_FOLDER} | env
+    command, pipe = [sys.executable, "-c", ALONE + code], subprocess.PIPE
+    return subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def run(code: str, **env: str) -> tuple[str, str]:
+    """What it prints to stdout and stderr; it must end well."""
+    process = start(code, **env)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out, err
+
+
+WORKER = """
+import resource
+{limit}
+worker = metrics.of_worker({{"method": "flashvid"}})
+print(worker is None)
+if worker is not None:
+    worker.count(7, 1)
+"""
+
+
+def test_a_worker_that_may_not_write_serves_without(tmp_path: Path) -> None:
+    """It did not start."""
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 13, 1 << 13))"
+    out, err = run(WORKER.format(limit=limit), **{metrics.OUR_FOLDER: str(tmp_path)})
+    assert out == "True\n"
+    assert err.count("missing from /metrics: they cannot be written to") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for two pages."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system needs root")
+    (tmp_path / "other").write_bytes(bytes(56 << 10))
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_does_not_kill_the_worker(small_disk: Path) -> None:
+    """prometheus_client maps files with holes: SIGBUS at the first write that finds no room."""
+    out, err = run(WORKER.format(limit=""), **{metrics.OUR_FOLDER: str(small_disk)})
+    assert out == "True\n"
+    assert "No space left" in err
+    assert [path.name for path in small_disk.iterdir()] == ["other"]
+
+
+def test_the_files_have_room_for_all_that_is_written(tmp_path: Path) -> None:
+    """One that grows would have a hole."""
+    labels = dict.fromkeys(("method", "retention_ratio", "token_budget", "backend", "enabled"), "a long value" * 9)
+    metrics.Metrics(str(tmp_path), labels).count(7, 1)
+    assert {path.stat().st_size for path in tmp_path.iterdir()} == {metrics._FILE_BYTES}
+    assert all(path.stat().st_blocks * 512 >= metrics._FILE_BYTES for path in tmp_path.iterdir())
+    assert max(struct.unpack_from("i", path.read_bytes())[0] for path in tmp_path.iterdir()) < metrics._FILE_BYTES / 2
+
+
+PUBLISHED = """
+import logging, os, shutil, sys, tempfile
+logging.basicConfig()
+from prometheus_client import REGISTRY, Counter, generate_latest
+Counter("others", "").inc()
+{before}
+metrics.publish()
+{after}
+for _ in range(2):
+    text = generate_latest(REGISTRY).decode()
+    assert "others_total 1.0" in text
+    assert "flashvid" not in text
+print(metrics.of_worker({{"method": "flashvid"}}) is None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "warnings"),
+    [
+        ("tempfile.tempdir = '/no/such/folder'", "", ["no folder can be made"]),
+        ("", "shutil.rmtree(os.environ[metrics.OUR_FOLDER])", ["was removed", "there is no folder"]),
+        ("", "open(os.environ[metrics.OUR_FOLDER] + '/counter_1.db', 'wb').write(b'no'); "
+             "shutil.rmtree = print; os.environ[metrics.OUR_FOLDER] = ''", ["cannot be read"]),
+    ],
+)  # fmt: skip
+def test_a_server_without_a_folder_shows_the_other_metrics(before: str, after: str, warnings: list[str]) -> None:
+    """It did not start, or answered /metrics with 500; and it says once what is missing."""
+    out, err = run(PUBLISHED.format(before=before, after=after))
+    assert out == "True\n"
+    found = [line for line in err.splitlines() if "missing from /metrics" in line]
+    assert len(found) == len(warnings), err
+    assert all(said in line for said, line in zip(warnings, found, strict=True))
+
+
+SERVER = """
+import os
+metrics.publish()
+metrics.of_worker({"method": "flashvid"})
+print(os.environ[metrics.OUR_FOLDER], flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_killed_server_left_goes_with_the_next_start(tmp_path: Path) -> None:
+    """And nothing of one that lives."""
+    servers: list[subprocess.Popen[str]] = []
+    folders: list[Path] = []
+    for number in range(3):
+        servers.append(start(SERVER, TMPDIR=str(tmp_path)))
+        stdout = servers[-1].stdout
+        assert stdout is not None
+        folders.append(Path(stdout.readline().strip()))
+        if number == 1:
+            servers[1].kill()
+            servers[1].communicate()
+            assert len(list(folders[1].iterdir())) == 4
+    assert folders[0].is_dir()
+    assert not folders[1].exists()
+    for server in (servers[0], servers[2]):
+        server.communicate("", timeout=60)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.longer("one more server")
+@pytest.mark.slow
+def test_a_server_on_a_full_disk_answers(sharp_model: Path, small_disk: Path, tmp_path_factory: Any) -> None:
+    """Its worker ended with SIGBUS. vLLM's own metrics are there, and one line says which are not."""
+    pytest.importorskip("vllm")
+    import httpx
+
+    from benchmarks.clips import clip
+    from benchmarks.server import VllmServer, ask
+
+    options = ["--plugin", "flashvid", "--dtype", "float32", "--enforce-eager", "--max-model-len", "8192"]
+    log = tmp_path_factory.mktemp("log") / "log"
+    with VllmServer(
+        sharp_model, *options, "--max-num-batched-tokens", "8192", log=log, env={"TMPDIR": str(small_disk)}
+    ) as server:
+        lengths = [
+            ask(server.client(), server.model, clip("carphone"), "What?", {"retention_ratio": ratio}, 4).prompt_tokens
+            for ratio in (0.25, 0.1)
+        ]
+        text = httpx.get(f"{server.base_url}/metrics", trust_env=False).text
+    assert lengths[0] - lengths[1] == 18
+    assert "vllm:prompt_tokens_total" in text
+    assert "flashvid:" not in text
+    assert log.read_text(errors="replace").count("missing from /metrics") == 1

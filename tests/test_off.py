@@ -27,7 +27,7 @@ for name, plugins in (("without", ""), ("installed", None)):
     print("NEXT", flush=True)
     if os.fork() == 0:  # plugins are loaded when an engine starts; what was imported until then is both's
         os.environ.pop("VLLM_PLUGINS", None) if plugins is None else os.environ.update(VLLM_PLUGINS=plugins)
-        with engine(Path(sys.argv[1]), dtype="bfloat16", logprobs_mode="raw_logprobs") as llm:
+        with engine(Path(sys.argv[1]), dtype="float32", logprobs_mode="raw_logprobs") as llm:
             answers = [tokens_and_logprobs(output) for output in greedy(llm, prompts, 8)]
             module = llm.apply_model(lambda model: type(model).__module__)[0]
         print("RESULT", json.dumps({"answers": answers, "loaded": "flashvid_vllm" in sys.modules, "module": module}))

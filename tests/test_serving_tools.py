@@ -10,12 +10,14 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
 from benchmarks import clips
-from benchmarks.server import MARK, ServerError, VllmServer, ask, video_url
+from benchmarks.server import MARK, Answer, Progress, ServerError, VllmServer, ask, video_url
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -135,13 +137,90 @@ def test_a_local_model_is_served_offline(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     monkeypatch.setenv("UNWANTED", "1")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     local = VllmServer(tmp_path, log=tmp_path / "log", env={"UNWANTED": None, "WANTED": "2"})
     remote = VllmServer("org/model", log=tmp_path / "log")
     assert local.env["HF_HUB_OFFLINE"] == "1"
     assert "HF_HUB_OFFLINE" not in remote.env
+    assert "PYTHONDONTWRITEBYTECODE" not in local.env
     assert local.env["VLLM_CPU_KVCACHE_SPACE"] == "1"
     assert ("UNWANTED" in local.env, local.env["WANTED"]) == (False, "2")
     assert local.command[0] == str(Path(sys.executable).parent / "vllm")
+
+
+class Starting:
+    """Stands in for a server that starts."""
+
+    progress = True
+
+    def __init__(self, says: list[str], does: str) -> None:
+        self.says, self.does = says, does
+
+    def last_message(self) -> str:
+        return self.says.pop(0)
+
+    def busiest(self) -> str:
+        return self.does
+
+
+def test_progress_says_what_is_busy_when_the_log_says_nothing_new(capsys: pytest.CaptureFixture[str]) -> None:
+    """An old message stood there for a minute, as if that were still going on."""
+    server: Any = Starting(["Loading", "Loading", "Loaded", "Loaded"], "a process imports vLLM")
+    progress = Progress(server)
+    for seconds in (10, 20, 30, 40):
+        progress.show(seconds)
+    server.says, server.does = ["Loaded"], ""
+    progress.show(50)
+    first, second, third, fourth, fifth = capsys.readouterr().err.splitlines()
+    assert first.endswith("s: Loading")
+    assert second.endswith("20 s: a process imports vLLM (last said: Loading)")
+    assert third.endswith("s: Loaded")
+    assert fourth.endswith("s: a process imports vLLM (last said: Loaded)")
+    assert fifth.endswith("s: nothing is busy (last said: Loaded)")
+
+
+def test_the_busiest_process_is_named_by_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Process:
+        def __init__(self, pid: int, command: str) -> None:
+            self.pid, self.command, self.seconds = pid, command, 5.0
+
+        def cpu_times(self) -> Any:
+            return SimpleNamespace(user=self.seconds, system=0.0)
+
+        def cmdline(self) -> list[str]:
+            return [self.command]
+
+    server = VllmServer(tmp_path, log=tmp_path / "log")
+    api, engine, worker = processes = [
+        Process(1, "python vllm serve model"), Process(2, "python -c multiprocessing.spawn"), Process(3, "VLLM::Worker")
+    ]  # fmt: skip
+    monkeypatch.setattr(server, "processes", lambda: processes)
+    server.busiest()
+    assert server.busiest() == ""
+    for process, said in ((api, "the API server imports"), (engine, "imports vLLM"), (worker, "the worker loads")):
+        process.seconds += 4
+        assert said in server.busiest()
+
+
+def test_the_demo_warms_up_once_and_the_modes_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import demo
+
+    asked: list[Any] = []
+    tokens = {"enabled": 400, "retention_ratio": 100}
+
+    def ask(client: Any, model: str, video: Any, question: str, settings: Any = None, max_tokens: int = 9) -> Answer:
+        asked.append(settings)
+        return Answer("text", tokens[next(iter(settings))] if settings else 10, 1, float(len(asked)), 9.0)
+
+    monkeypatch.setattr(demo, "ask", ask)
+    server: Any = SimpleNamespace(client=lambda: None, model="model")
+    text_tokens, results = demo.measure(server, Path("clip.mp4"), "What?", 2, 16)
+    plain, quarter, tenth = demo.MODES.values()
+    assert asked == [None, tenth, plain, quarter, tenth, plain, quarter, tenth]
+    assert text_tokens == 10
+    assert {mode: result.ttft_s for mode, result in results.items()} == {
+        "plain": [3.0, 6.0], "keep 25 %": [4.0, 7.0], "keep 10 %": [5.0, 8.0],
+    }  # fmt: skip
 
 
 def test_video_url(tmp_path: Path) -> None:
@@ -262,12 +341,10 @@ def test_chat_template_takes_media_in_any_order() -> None:
 @pytest.mark.slow
 def test_a_real_server_on_a_real_clip(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
-    import torch
-
     from benchmarks.tiny_model import make_tiny_model
 
-    model = make_tiny_model("qwen2_5_vl", tmp_path / "model", dtype=torch.bfloat16)
-    arguments = ["--enforce-eager", "--max-model-len", "8192", "--max-num-batched-tokens", "8192"]
+    model = make_tiny_model("qwen2_5_vl", tmp_path / "model")
+    arguments = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "8192", "--max-num-batched-tokens", "8192"]
     with VllmServer(model, *arguments, "--plugin", "flashvid", log=tmp_path / "log") as server:
         processes = server.processes()
         assert len(processes) >= 2  # the API server and its engine

@@ -157,6 +157,68 @@ def test_a_file_that_tells_a_wrong_length_is_read_to_its_end(video: Path, monkey
     assert read_frames(video, 3).index == [0, 4, 8]
 
 
+class Broken:
+    """A video of which some frames can be grabbed and not decoded, and some have another size."""
+
+    def __init__(self, path: Path, lost: set[int], small: set[int]) -> None:
+        self.real, self.path, self.lost, self.small, self.passes = cv2.VideoCapture, str(path), lost, small, 0
+
+    def __call__(self, path: str) -> "Broken":
+        assert path == self.path
+        self.passes += 1
+        assert self.passes < 5, "the file is read again and again"
+        self.capture, self.at = self.real(path), -1
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.capture, name)
+
+    def grab(self) -> bool:
+        self.at += 1
+        return bool(self.capture.grab())
+
+    def retrieve(self) -> tuple[bool, Any]:
+        done, picture = self.capture.retrieve()
+        if self.at in self.lost:
+            return False, None
+        return done, picture[::2, ::2] if self.at in self.small else picture
+
+
+def test_a_frame_that_cannot_be_decoded_is_left_out(
+    video: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was taken for the end of the file, which was read for ever then: to the end, to that frame, to the end."""
+    monkeypatch.setattr(cv2, "VideoCapture", Broken(video, {3, 7}, set()))
+    frames = read_frames(video, FRAMES)
+    assert frames.index == [i for i in range(FRAMES) if i not in (3, 7)]
+    assert len(frames.pictures) == FRAMES - 2
+    assert frames.label(3, 3) == "0.80 s"
+    assert "left out: 3, 7" in capsys.readouterr().err
+    monkeypatch.setattr(cv2, "VideoCapture", Broken(video, set(range(FRAMES)), set()))
+    with pytest.raises(UserError, match="not a video"):
+        read_frames(video, FRAMES)
+
+
+def test_a_frame_of_another_size_is_resized(
+    video: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", Broken(video, set(), {2, 4}))
+    assert read_frames(video, 5).pictures.shape == (5, HEIGHT, WIDTH, 3)
+    assert f"frames of {WIDTH // 2} x {HEIGHT // 2} are resized to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("lost", "small"), [({3}, set()), (set(), {3})])
+def test_benchmarks_do_not_guess(video: Path, monkeypatch: pytest.MonkeyPatch, lost: set[int], small: set[int]) -> None:
+    """Their readers took such a frame for the end, or failed in numpy."""
+    from benchmarks import clips
+
+    monkeypatch.setattr(clips, "clip", lambda name: video)
+    assert len(clips.read("made-up", 64)) == FRAMES
+    monkeypatch.setattr(cv2, "VideoCapture", Broken(video, lost, small))
+    with pytest.raises(RuntimeError, match="frame 3 of the clip made-up"):
+        clips.read("made-up", 64)
+
+
 # --- the page
 
 

@@ -47,14 +47,14 @@ class Times:
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
         item.stash[_START] = seconds()
 
-    @pytest.hookimpl(wrapper=True)  # type: ignore[misc]
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        report = yield
+        report: Any = yield
         if call.when == "teardown":
             report.user_properties.append((COST, seconds() - item.stash[_START]))
-        return report
+        return report  # type: ignore[no-any-return]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.costs[report.nodeid] += sum(value for name, value in report.user_properties if name == COST)

@@ -46,8 +46,8 @@ KINDS: dict[str, Callable[[], Parts]] = {
     "llava_onevision_clip": functools.partial(make_llava_onevision, tower="clip"),
     "llava_video": make_llava_video,
     "llava_video_frame": make_llava_video_frame,
-    # for the demo: 70 M parameters, nearly all in the language model, so that prefill takes most of the time
-    "qwen2_5_vl_demo": functools.partial(make_qwen2_5_vl, hidden=768, layers=12, head_dim=64),
+    # for the demo: 30 M parameters, nearly all in the language model, so that prefill takes most of the time
+    "qwen2_5_vl_demo": functools.partial(make_qwen2_5_vl, hidden=512, layers=12, head_dim=64),
     # for the encoder's memory, which the number of layers does not change
     "llava_onevision_wide": functools.partial(
         make_llava_onevision, "clip", {**CLIP_B, "num_hidden_layers": 1}, {"hidden_size": 768, "num_hidden_layers": 1}

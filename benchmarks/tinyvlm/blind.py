@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from ..machine import model_dtype
 from . import data
 from .backgrounds import Split
 from .batches import IGNORED, Sample, collate, question_states
@@ -43,7 +44,7 @@ def text_only(size: Size, train: int, test: int, epochs: int = 4, rate: float = 
             order = rng.permutation(train)
             for start in range(0, train, VIDEOS):
                 batch = collate(_asked("train", order[start : start + VIDEOS].tolist()), video=0)
-                with torch.autocast("cpu", torch.bfloat16):
+                with torch.autocast("cpu", torch.bfloat16, enabled=model_dtype() == "bfloat16"):
                     states = question_states(model, batch, torch.zeros(len(batch.samples), 0, size.hidden))
                     wanted = batch.targets != IGNORED
                     loss = cross_entropy(model.head(states[wanted]).float(), batch.targets[wanted])

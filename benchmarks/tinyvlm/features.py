@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import clip_model
 from ..clips import CLIPS, ROOT
+from ..machine import model_dtype
 from . import data
 from .backgrounds import Split
 from .progress import progress
@@ -122,12 +123,13 @@ class Store:
         if self.done >= total:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        tower = clip_model.tower(clip_model.load()).to(torch.float32 if self.exact else torch.bfloat16)
+        tower = clip_model.tower(clip_model.load()).to(torch.float32 if self.exact else getattr(torch, model_dtype()))
         files = [(self.folder / f"{name}.bin", size) for name, size in self._sizes().items()]
         with progress(f"{self.split} frames", total, self.done) as advance:
             while (done := self.done) < total:
                 stop = min(done + BATCH * SAVE_EVERY, total)
                 outputs = encode(tower, self._frames(done, stop), self.compressible, advance)
+                outputs[0] = outputs[0].to(torch.float32 if self.exact else torch.bfloat16)
                 for (path, size), output in zip(files, outputs, strict=True):
                     with path.open("r+b" if path.exists() else "wb") as file:
                         file.seek(done * size)

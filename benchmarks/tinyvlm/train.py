@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..machine import model_dtype
 from . import data
 from .alignment import Alignment, labels
 from .backgrounds import Split
@@ -118,7 +119,7 @@ def validate(model: TinyVlm, store: Store, count: int) -> Score:
     """Accuracy on the videos of ``store`` as they are."""
     model.eval()
     split: Split = store.split
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=model_dtype() == "bfloat16"):
         score = tally(
             (batch, model.head(question_states(model, batch, video_tokens(model, batch, store))).argmax(-1))
             for batch in in_order(split, range(count))
@@ -224,7 +225,7 @@ class Training:
         recipe = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = rate(self.step, done, recipe)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=model_dtype() == "bfloat16"):
             loss, auxiliary, best = loss_of(self.model, self.auxiliary, batch, self.train)
         self.optimizer.zero_grad(set_to_none=True)
         (loss + auxiliary).backward()

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
-from vllm.logger import init_logger
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.utils import group_and_batch_mm_kwargs
 from vllm.platforms import current_platform
@@ -22,8 +21,6 @@ from ..processor import MEASURE, pack_settings, unpack_settings
 from ..processor_cache import FIELD, FULL_EMBEDS
 from ..settings import BACKEND, ENABLED, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, resolve
 from . import FAMILIES
-
-logger = init_logger("vllm.plugins.flashvid")
 
 
 class FlashVidModel:
@@ -114,13 +111,9 @@ def _metrics(vllm_config: VllmConfig, server: Mapping[str, Any]) -> metrics.Metr
     """The metrics of this worker, if it is the first of those that share its videos."""
     if get_tensor_model_parallel_rank() != 0:
         return None
-    folder = metrics.folder()
-    if folder is None:
-        logger.warning("FlashVID's metrics stay out of /metrics: the API server runs on another machine")
-        return None
     config = resolve({**server, ENABLED: True}, None, FAMILIES[vllm_config.model_config.architecture].preset)
     assert config is not None
     backend = ops.choose_backend(config.backend, vllm_config.device_config.device)
     shown = {name: getattr(config, name) for name in ("method", "retention_ratio", "token_budget")}
     on = {ENABLED: server.get(ENABLED, True), REQUEST_OVERRIDES: server.get(REQUEST_OVERRIDES, True)}
-    return metrics.Metrics(folder, {**shown, BACKEND: backend, **on})
+    return metrics.of_worker({**shown, BACKEND: backend, **on})

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from ..cli import SINGLE, json_object, number
+from ..cli import json_object, number
 from ..config import FlashVidConfig, Method
-from ..settings import check_server, resolve
+from ..settings import SINGLE, check_server, resolve
 from . import UserError
 
 _WRITERS = (".html", ".png")
