@@ -21,7 +21,7 @@ import torch
 # What turns the encoder's output into fewer tokens, our plugin's and vLLM's own: functions of the modules that the
 # model's classes come from, and a method. FlashVID's reading of the encoder's attention belongs to it.
 COMPRESSING = ("compress", "frame_attention", "compute_retention_mask", "vidcom2_compute_retention_mask")
-POSTPROCESSING = "_postprocess_video_embeds_evs"  # the mask, its application and the positions (Qwen)
+POSTPROCESSING = ("_postprocess_video_embeds_evs", "_compress")  # Qwen's: vLLM's mask and positions, the plugin's
 
 
 def prefill_tokens(step: Any) -> int:
@@ -111,8 +111,9 @@ class WorkerTimes:
             for name in COMPRESSING:
                 if callable(function := vars(module).get(name)):
                     setattr(module, name, watch.within("compression_s", function))
-        if hasattr(model, POSTPROCESSING):
-            setattr(model, POSTPROCESSING, watch.within("compression_s", getattr(model, POSTPROCESSING)))
+        for name in POSTPROCESSING:
+            if hasattr(model, name):
+                setattr(model, name, watch.within("compression_s", getattr(model, name)))
         self._time_encoder(watch, model)
         self._time_steps(watch)
         return watch

@@ -24,7 +24,7 @@ SERVER_KEYS = (*CONFIG_KEYS, ENABLED, REQUEST_OVERRIDES, POSITIONS, MAX_VIDEO_TO
 SERVER_ONLY = {
     BACKEND: "the backend",
     POSITIONS: "the positions",
-    MAX_VIDEO_TOKENS: "how large a video may be before compression",
+    MAX_VIDEO_TOKENS: "the size of the longest video",
 }
 REQUEST_KEYS = tuple(key for key in SERVER_KEYS if key not in (*SERVER_ONLY, REQUEST_OVERRIDES))
 _BUDGETS = ("retention_ratio", "token_budget")

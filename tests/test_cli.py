@@ -41,11 +41,12 @@ def test_all_options() -> None:
     namespace = parse(
         "--plugin=flashvid", "--flashvid-token-budget", "1024",
         "--flashvid-config", '{"alpha": 1, "matching": "position"}', "--no-flashvid-request-overrides",
-        "--flashvid-method", "ttm",
+        "--flashvid-method", "ttm", "--flashvid-max-video-tokens", "9000",
     )  # fmt: skip
     assert namespace.mm_processor_kwargs == {
         "flashvid": {
-            "token_budget": 1024, "method": "ttm", "alpha": 1.0, "matching": "position", "request_overrides": False
+            "token_budget": 1024, "method": "ttm", "alpha": 1.0, "matching": "position", "request_overrides": False,
+            "max_video_tokens": 9000,
         }
     }  # fmt: skip
 

@@ -58,10 +58,10 @@ def test_a_bad_server_option_names_what_is_wrong(settings: Any, message: str) ->
         check_server(settings)
 
 
-@pytest.mark.parametrize(("name", "value"), [("backend", "torch"), ("positions", "original")])
-def test_a_request_cannot_choose_what_is_the_servers(name: str, value: str) -> None:
+@pytest.mark.parametrize(("name", "value"), [("backend", "torch"), ("positions", "original"), ("max_video_tokens", 9)])
+def test_a_request_cannot_choose_what_is_the_servers(name: str, value: Any) -> None:
     """A backend that this server has not would raise in the engine; positions are the model's."""
-    with pytest.raises(ValueError, match=f"the server chooses the {name}"):
+    with pytest.raises(ValueError, match=f"{name}={value!r}: the server chooses the "):
         check_request({name: value}, {})
     assert check_server({name: value}) == {name: value}
 
@@ -70,6 +70,12 @@ def test_a_request_cannot_choose_what_is_the_servers(name: str, value: str) -> N
 def test_unknown_positions(value: Any) -> None:
     with pytest.raises(ValueError, match=f"positions must be one of consecutive, original, got {value!r}"):
         check_server({"positions": value})
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "9", True, None])
+def test_a_bad_size_of_the_longest_video(value: Any) -> None:
+    with pytest.raises(ValueError, match=f"max_video_tokens must be a whole number of at least 1, got {value!r}"):
+        check_server({"max_video_tokens": value})
 
 
 @pytest.mark.parametrize("key", ["flashvidd", "flashVid", "flash_vid", "flashvi", "FLASHVID"])

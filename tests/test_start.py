@@ -106,7 +106,8 @@ def test_one_line_says_what_is_on(sharp_model: Path, caplog: pytest.LogCaptureFi
     lines = [r for r in caplog.records if "FlashVID" in r.getMessage()]
     assert [r.levelname for r in lines] == ["INFO"]
     for part in (str(sharp_model), "Qwen2_5_VLForConditionalGeneration", "retention_ratio=0.1", "alpha=0.6",
-                 "min_segments=4", "selection=attention_diversity", "requests may not change it"):  # fmt: skip
+                 "min_segments=4", "selection=attention_diversity", "requests may not change it",
+                 "videos of at most 65536 tokens before compression (max_video_tokens)"):  # fmt: skip
         assert part in lines[0].getMessage()
 
 
