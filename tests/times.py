@@ -54,10 +54,10 @@ class Times:
         report: Any = yield
         if call.when == "teardown":
             report.user_properties.append((COST, seconds() - item.stash[_START]))
-        return report  # type: ignore[no-any-return]
+        return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.costs[report.nodeid] += sum(value for name, value in report.user_properties if name == COST)
+        self.costs[report.nodeid] += sum(float(str(value)) for name, value in report.user_properties if name == COST)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
