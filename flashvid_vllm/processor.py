@@ -24,7 +24,7 @@ from vllm.multimodal.processing.context import InputProcessingContext
 from .budget import Budget, plan
 from .config import FlashVidConfig
 from .models import FAMILIES
-from .settings import KEY, REQUEST_OVERRIDES, check_request, check_server, request_part, resolve
+from .settings import KEY, ORIGINAL, POSITIONS, REQUEST_OVERRIDES, check_request, check_server, request_part, resolve
 
 FIELD = "flashvid_settings"
 _ROW_BYTES = 512
@@ -111,7 +111,10 @@ class FlashVidProcessor:
         kwargs = dict(inputs.hf_processor_mm_kwargs)
         if self.info.flashvid_server is not None:
             config = kwargs.pop(KEY)
-            settings = json.dumps(config.to_dict(), sort_keys=True) if config else ""
+            # where the kept tokens are is the server's choice, but KV may be shared between servers
+            original = self.info.flashvid_server.get(POSITIONS) == ORIGINAL
+            given = config and {**config.to_dict(), **({POSITIONS: ORIGINAL} if original else {})}
+            settings = json.dumps(given, sort_keys=True) if given else ""
             # under videos_kwargs it enters the hash of videos alone: images are not ours
             kwargs["videos_kwargs"] = {**(kwargs.get("videos_kwargs") or {}), KEY: settings}
             inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
