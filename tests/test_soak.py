@@ -11,12 +11,11 @@ import httpx
 import pytest
 
 from benchmarks.clips import probe
-from benchmarks.soak import (
+from benchmarks.soak import LEFT, cases_of
+from benchmarks.soak_findings import (
     LEAK,
-    LEFT,
     Findings,
     Outcome,
-    cases_of,
     compare,
     expected,
     judge_memory,
