@@ -2,8 +2,6 @@
 """KV that engines share: never between different settings, nor through connectors that cannot tell videos apart."""
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +12,7 @@ pytest.importorskip("vllm")
 
 from flashvid_vllm.compat import _refuse_shared_kv
 
-from .engine import VIDEO, Clip, engine, greedy, prompt_of, tokens_and_logprobs
+from .engine import VIDEO, Clip, _prepare_process, engine, greedy, prompt_of, tokens_and_logprobs
 from .families import LLAVA_ONEVISION
 
 TEXT = f"<|im_start|>user\n{VIDEO}Describe the video.<|im_end|>\n<|im_start|>assistant\n"
@@ -53,26 +51,25 @@ def test_vllms_connectors_that_are_refused_still_look_at_ids_alone(module: str) 
     assert not [name for name in ("mm_feature", "mm_hash", "identifier") if name in source]
 
 
-@contextmanager
-def processor_of(directory: Path, **settings: Any) -> Iterator[Any]:
+def processor_of(directory: Path, **settings: Any) -> Any:
     """The multimodal processor of a model's engine with FlashVID's settings; no engine is started."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
     from flashvid_vllm import engine_args
 
+    _prepare_process()
     config = EngineArgs(str(directory), **engine_args(**settings)).create_engine_config().model_config
-    yield MULTIMODAL_REGISTRY.create_processor(config)
+    return MULTIMODAL_REGISTRY.create_processor(config)
 
 
 def test_positions_tell_videos_apart(models: Any) -> None:
     """LLaVA's KV of the same tokens at other positions is other KV: engines that share it (or move it) must not mix."""
     directory, hashes = models(LLAVA_ONEVISION), []
     for settings in ({}, {"positions": "consecutive"}, {"positions": "original"}):
-        with processor_of(directory, retention_ratio=0.3, **settings) as processor:
-            video = Clip(8, 98, 98)
-            items = processor.info.parse_mm_data({"video": [(video.frames(), video.metadata())]})
-            hashes.append([hash_of(processor, items, each) for each in (None, {"enabled": False})])
+        processor, video = processor_of(directory, retention_ratio=0.3, **settings), Clip(8, 98, 98)
+        items = processor.info.parse_mm_data({"video": [(video.frames(), video.metadata())]})
+        hashes.append([hash_of(processor, items, each) for each in (None, {"enabled": False})])
     by_default, consecutive, original = hashes
     assert by_default == consecutive
     assert by_default[0] != original[0]
