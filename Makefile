@@ -6,6 +6,7 @@ VENV ?= .venv
 DEVICE ?= auto
 MODEL ?=
 VIDEO ?=
+MINUTES ?= 60
 
 BIN := $(VENV)/bin
 SOURCES = flashvid_vllm kernels tests benchmarks setup.py
@@ -18,7 +19,7 @@ PYTEST = $(BIN)/python -m pytest -q -m "$(MARKS)" -n $(WORKERS) --dist loadgroup
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full compat check bench fidelity serving frames tinyvlm clean
+.PHONY: help setup demo test test-full compat check bench fidelity serving frames soak tinyvlm clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -57,6 +58,9 @@ serving: setup ## plain vLLM, EVS, VidCom2 and FlashVID under load: half an hour
 
 frames: setup ## 16 to 160 frames of a video under one budget, against plain vLLM
 	@$(BIN)/python -m benchmarks.frames
+
+soak: setup ## a server under a random mix of requests, good, bad and broken off: an hour, or MINUTES=10
+	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 tinyvlm: setup ## accuracy of every method on a small video LLM trained here: 1 h on 2 cores, goes on where it was
 	@$(BIN)/python -m benchmarks.tinyvlm all

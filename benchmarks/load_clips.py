@@ -73,13 +73,13 @@ def cut(video: np.ndarray, window: Window) -> np.ndarray:
     return np.stack([cv2.resize(np.ascontiguousarray(frame), size, interpolation=cv2.INTER_AREA) for frame in frames])
 
 
-def write(frames: np.ndarray, path: Path) -> None:
-    """Write frames [n, h, w, 3] uint8 BGR as an MPEG-4 file. Raises RuntimeError if OpenCV cannot."""
+def write(frames: np.ndarray, path: Path, fps: float = FPS) -> None:
+    """Write frames [n, h, w, 3] uint8 BGR as an MPEG-4 file, ``fps`` a second. Raises RuntimeError if OpenCV cannot."""
     import cv2
 
     new = path.with_name(f".{path.name}")  # OpenCV goes by the suffix
     size = (frames.shape[2], frames.shape[1])
-    writer = cv2.VideoWriter(str(new), cv2.VideoWriter.fourcc(*"mp4v"), FPS, size)
+    writer = cv2.VideoWriter(str(new), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
     if not writer.isOpened():
         raise RuntimeError(f"this OpenCV cannot write MPEG-4 video ({path})")
     try:

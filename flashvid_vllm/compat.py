@@ -226,6 +226,27 @@ def _refuse_unsupported(config: Any) -> None:
     for is_set, what in refused:
         if is_set:
             raise ValueError(f"FlashVID does not work with {what}")
+    _refuse_shared_kv(config.kv_transfer_config)
+
+
+# They look up KV by token ids. All videos have the same, which is wrong without this plugin too, but with a budget the
+# prompts of all videos are of one length as well, whatever they show and however long they are
+_KV_BY_TOKEN_IDS = ("HF3FSKVConnector", "LMCacheMPConnector", "FlexKVConnectorV1")
+
+
+def _refuse_shared_kv(kv_transfer_config: Any | None) -> None:
+    """ValueError for a KV connector that would give one video's KV to another."""
+    if kv_transfer_config is None:
+        return
+    names = [kv_transfer_config.kv_connector]
+    parts = kv_transfer_config.kv_connector_extra_config.get("connectors", [])  # of a MultiConnector
+    names += [part.get("kv_connector") for part in parts]
+    for name in names:
+        if name in _KV_BY_TOKEN_IDS:
+            raise ValueError(
+                f"FlashVID does not work with the KV connector {name}: it knows KV by token ids, and those of all "
+                "videos are the same; use one that knows the videos too, such as OffloadingConnector"
+            )
 
 
 def _check_backend(settings: Mapping[str, Any]) -> None:

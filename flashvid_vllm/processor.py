@@ -33,7 +33,17 @@ from .budget import Budget, plan
 from .config import FlashVidConfig
 from .models import FAMILIES
 from .processor_cache import add_ours, name_of
-from .settings import ENABLED, KEY, MAX_VIDEO_TOKENS, check_request, check_server, request_part, resolve
+from .settings import (
+    ENABLED,
+    KEY,
+    MAX_VIDEO_TOKENS,
+    ORIGINAL,
+    POSITIONS,
+    check_request,
+    check_server,
+    request_part,
+    resolve,
+)
 
 # On what vLLM measures memory with: encode and compress the longest video as well.
 MEASURE = "flashvid_measure"
@@ -188,12 +198,15 @@ class FlashVidProcessor:
             return processed
         self.check_prompt(processed.prompt_updates, request)  # where there is no cache
         row = pack_settings(config)
+        # where the kept tokens are is the server's choice, but KV may be shared between servers
+        original = config is not None and self.info.flashvid_server.get(POSITIONS) == ORIGINAL
+        settings = row.numpy().tobytes() + original * ORIGINAL.encode()
         updates = processed.prompt_updates["video"]
         full = [plain_video_of(update).embeds for update in updates]
         items = [add_ours(item, row, count) for item, count in zip(processed.kwargs["video"], full, strict=True)]
         return processed._replace(
             kwargs=type(processed.kwargs)({**processed.kwargs, "video": items}),
-            hashes={**processed.hashes, "video": [name_of(video, row) for video in processed.hashes["video"]]},
+            hashes={**processed.hashes, "video": [name_of(video, settings) for video in processed.hashes["video"]]},
             prompt_updates={
                 **processed.prompt_updates,
                 "video": [[self._compress(update, config) for update in item] for item in updates],

@@ -37,9 +37,9 @@ def add_ours(item: MultiModalKwargsItem | None, row: Tensor, full_embeds: int) -
     return MultiModalKwargsItem({**(item or {}), **ours})
 
 
-def name_of(video: str, row: Tensor) -> str:
+def name_of(video: str, settings: bytes) -> str:
     """What a video with these settings is called in the caches behind the encoder, from vLLM's hash of the video."""
-    return f"{video}{_MARK}{hashlib.sha256(row.numpy().tobytes()).hexdigest()}"
+    return f"{video}{_MARK}{hashlib.sha256(settings).hexdigest()}"
 
 
 def video_of(name: str) -> str:

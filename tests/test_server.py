@@ -2,6 +2,7 @@
 """A real `vllm serve --plugin flashvid`, two API servers, a real clip, the `openai` client."""
 
 import concurrent.futures
+import json
 import re
 import subprocess
 import sys
@@ -31,7 +32,8 @@ SERVE = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "8192", "--
 @pytest.fixture(scope="module")
 def server(sharp_model: Path) -> Iterator[VllmServer]:
     options = ["--plugin", "flashvid", "--flashvid-retention-ratio", "0.25", "--api-server-count", "2"]
-    with VllmServer(sharp_model, *options, *SERVE) as server:
+    tools = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    with VllmServer(sharp_model, *options, *tools, *SERVE) as server:
         yield server
 
 
@@ -165,6 +167,95 @@ def test_many_at_once_answer_as_alone(server: VllmServer) -> None:
     alone = [answer(request) for request in requests]
     with concurrent.futures.ThreadPoolExecutor(len(requests)) as pool:
         assert list(pool.map(answer, requests)) == alone
+
+
+def post(server: VllmServer, route: str, **body: Any) -> httpx.Response:
+    """What a route of the server answers."""
+    return httpx.post(f"{server.base_url}{route}", json={"model": server.model, **body}, trust_env=False, timeout=600)
+
+
+def settings_of(flashvid: Any) -> dict[str, Any]:
+    return {} if flashvid is None else {"mm_processor_kwargs": {"flashvid": flashvid}}
+
+
+def messages_with(video: Path) -> list[dict[str, Any]]:
+    parts = [{"type": "video_url", "video_url": {"url": video_url(video)}}, {"type": "text", "text": QUESTION}]
+    return [{"role": "user", "content": parts}]
+
+
+@pytest.mark.parametrize("flashvid", [None, {"retention_ratio": 0.5}, {"enabled": False}])
+def test_what_a_prompt_has_is_the_same_everywhere(server: VllmServer, flashvid: Any) -> None:
+    """Tokenized, in usage, as ids, as log-probabilities: one length, the compressed prompt's."""
+    messages, settings = messages_with(clip("carphone")), settings_of(flashvid)
+    tokenized = post(server, "/tokenize", messages=messages, **settings).json()
+    asked = {"messages": messages, "max_tokens": 2, "temperature": 0, "return_token_ids": True, **settings}
+    chat = post(server, "/v1/chat/completions", prompt_logprobs=1, **asked).json()
+    ids = chat["prompt_token_ids"]
+    assert ids == tokenized["tokens"]
+    assert len(ids) == tokenized["count"] == chat["usage"]["prompt_tokens"] == len(chat["prompt_logprobs"])
+    for place, entry in enumerate(chat["prompt_logprobs"][1:], 1):
+        assert str(ids[place]) in entry
+
+
+ROUTES: list[tuple[str, dict[str, Any]]] = [
+    ("/tokenize", {"messages": [{"role": "user", "content": "hello"}]}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}),
+    ("/v1/chat/completions/batch", {"messages": [[{"role": "user", "content": "hello"}]] * 2, "max_tokens": 1}),
+    ("/v1/completions", {"prompt": [1, 2, 3], "max_tokens": 1}),
+    ("/v1/responses", {"input": "hello", "max_output_tokens": 1, "store": False}),
+]
+
+
+@pytest.mark.parametrize(("route", "body"), ROUTES, ids=[route for route, _ in ROUTES])
+def test_every_route_that_takes_our_key_checks_it(server: VllmServer, route: str, body: dict[str, Any]) -> None:
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"flashvid": {"retention_ratio": 2}}, "retention_ratio must be a number in"),
+        ({"flashvidd": {"alpha": 1}}, "did you mean 'flashvid'"),
+        ({"fps": 1}, "disabled by default"),
+    ]
+    for kwargs, message in bad:
+        response = post(server, route, mm_processor_kwargs=kwargs, **body)
+        assert response.status_code == 400, response.text
+        assert message in response.text
+    response = post(server, route, mm_processor_kwargs={"flashvid": {"retention_ratio": 0.1}}, **body)
+    assert response.status_code == 200, response.text
+
+
+def test_routes_whose_schema_has_no_videos(server: VllmServer) -> None:
+    """vLLM's: /v1/messages (Anthropic's) and /v1/responses take text and images. A video is refused, not left out."""
+    for route, more in (("/v1/messages", {"max_tokens": 1}), ("/v1/messages/count_tokens", {})):
+        assert post(server, route, messages=[{"role": "user", "content": "hello"}], **more).status_code == 200
+        response = post(server, route, messages=messages_with(clip("carphone")), **more)
+        assert response.status_code == 400, response.text
+    response = post(server, "/v1/responses", input=messages_with(clip("carphone")), max_output_tokens=1, store=False)
+    assert response.status_code == 400, response.text
+
+
+def test_tools_schemas_and_several_answers_with_a_video(server: VllmServer) -> None:
+    """Penalised, constrained, several at once: as each would be alone."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}}}
+    schema |= {"required": ["a"], "additionalProperties": False}
+    asked = {"messages": messages_with(clip("carphone")), "temperature": 0, "max_tokens": 60}
+    asked |= {"presence_penalty": 1, "repetition_penalty": 1.2, **settings_of({"retention_ratio": 0.5})}
+    formats = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    tool = {"type": "function", "function": {"name": "count", "parameters": schema}}
+    chosen = {"tools": [tool], "tool_choice": "required"}
+
+    def answers(_: int) -> list[Any]:
+        formatted = post(server, "/v1/chat/completions", response_format=formats, **asked).json()
+        called = post(server, "/v1/chat/completions", **chosen, **asked).json()
+        drawn = post(server, "/v1/chat/completions", **(asked | {"temperature": 1, "n": 4, "seed": 3, "max_tokens": 5}))
+        texts = [choice["message"]["content"] for choice in drawn.json()["choices"]]
+        message = called["choices"][0]["message"]
+        call = [call["function"] for call in message["tool_calls"] or []] or message["content"]  # cut off: as text
+        return [formatted["choices"][0]["message"]["content"], call, *texts]
+
+    alone = answers(0)
+    assert set(json.loads(alone[0])) == {"a"}
+    assert "count" in str(alone[1])
+    assert len(set(alone[2:])) == 4
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(answers, range(4))) == [alone] * 4
 
 
 def test_the_log_says_once_what_is_on(server: VllmServer) -> None:

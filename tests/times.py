@@ -6,8 +6,8 @@ not fail what a quiet one passes. BUDGETS are twice to three times what two core
 """
 
 import os
-from collections import Counter
-from collections.abc import Generator
+from collections import defaultdict
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ def seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def over_budget(costs: Counter[str], budgets: dict[str, int]) -> list[str]:
+def over_budget(costs: Mapping[str, float], budgets: dict[str, int]) -> list[str]:
     """A line for every file of ``costs`` that costs more than its budget."""
     lines = []
     for file, cost in sorted(costs.items()):
@@ -40,7 +40,7 @@ class Times:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.costs: Counter[str] = Counter()  # by test
+        self.costs: dict[str, float] = defaultdict(float)  # by test
         self.lines: list[str] = []
 
     @pytest.hookimpl(tryfirst=True)
@@ -63,7 +63,7 @@ class Times:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(self.config, "workerinput") or not self.config.getoption("--budget"):
             return
-        files: Counter[str] = Counter()
+        files: dict[str, float] = defaultdict(float)
         for test, cost in self.costs.items():
             files[test.split("::")[0].removeprefix("tests/")] += cost
         kind = "full" if os.environ.get("FLASHVID_TESTS") == "full" else "quick"
@@ -74,7 +74,7 @@ class Times:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         total = sum(self.costs.values())
         terminalreporter.section(f"{SHOWN} slowest tests, in seconds of processor time ({total:.0f} in all)")
-        for test, cost in self.costs.most_common(SHOWN):
+        for test, cost in sorted(self.costs.items(), key=lambda item: -item[1])[:SHOWN]:
             terminalreporter.line(f"{cost:7.1f}  {test}")
         for line in self.lines:
             terminalreporter.line(f"OVER BUDGET: {line}", red=True)
