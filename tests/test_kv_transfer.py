@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 
 from flashvid_vllm.compat import _refuse_shared_kv
 
-from .engine import VIDEO, Clip, _prepare_process, engine, greedy, prompt_of, tokens_and_logprobs
+from .engine import VIDEO, Clip, prepare_process, engine, greedy, prompt_of, tokens_and_logprobs
 from .families import LLAVA_ONEVISION
 
 TEXT = f"<|im_start|>user\n{VIDEO}Describe the video.<|im_end|>\n<|im_start|>assistant\n"
@@ -58,7 +58,7 @@ def processor_of(directory: Path, **settings: Any) -> Any:
 
     from flashvid_vllm import engine_args
 
-    _prepare_process()
+    prepare_process()
     config = EngineArgs(str(directory), **engine_args(**settings)).create_engine_config().model_config
     return MULTIMODAL_REGISTRY.create_processor(config)
 

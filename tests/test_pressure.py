@@ -105,7 +105,7 @@ def test_requests_that_leave_do_not_touch_the_others(llm: Any, steps: int) -> No
     for _ in range(steps):
         engine.step()
     engine.abort_request([f"{steps}-{index}" for index in range(len(prompts)) if index not in stays])
-    outputs = {}
+    outputs: dict[str, Any] = {}
     while engine.has_unfinished_requests():
         outputs |= {output.request_id: output for output in engine.step() if output.finished}
     assert len(names) == len(prompts)

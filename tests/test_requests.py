@@ -127,7 +127,7 @@ def raw_shift(oracle: Any, assembled: tuple[Tensor, Tensor], chosen: list[int]) 
 def test_a_json_schema_with_penalties(llm: Any) -> None:
     from vllm.sampling_params import StructuredOutputsParams
 
-    schema = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}}}
+    schema: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}}}
     schema |= {"required": ["a"], "additionalProperties": False}
     constrained = {"structured_outputs": StructuredOutputsParams(json=schema), "ignore_eos": False}
     sampling = {"temperature": 0, "max_tokens": 60, **constrained, **PENALTIES}

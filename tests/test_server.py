@@ -233,7 +233,7 @@ def test_routes_whose_schema_has_no_videos(server: VllmServer) -> None:
 
 def test_tools_schemas_and_several_answers_with_a_video(server: VllmServer) -> None:
     """Penalised, constrained, several at once: as each would be alone."""
-    schema = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}}}
+    schema: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}}}
     schema |= {"required": ["a"], "additionalProperties": False}
     asked = {"messages": messages_with(clip("carphone")), "temperature": 0, "max_tokens": 60}
     asked |= {"presence_penalty": 1, "repetition_penalty": 1.2, **settings_of({"retention_ratio": 0.5})}

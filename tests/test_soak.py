@@ -62,7 +62,7 @@ def test_the_same_seed_gives_the_same_mix(tmp_path: Path) -> None:
     assert cases == again
     drawn = list(itertools.islice(mix(cases, 5), 2000))
     assert drawn == list(itertools.islice(mix(cases, 5), 2000))
-    counts = Counter(case.kind for case in drawn)
+    counts: Counter[str] = Counter(case.kind for case in drawn)
     for kind, share in SHARES.items():
         assert abs(counts[kind] / 2000 - share) < 0.05
     assert len({id(case) for case in drawn}) == len(cases)  # every one has its turn
