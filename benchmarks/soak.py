@@ -56,7 +56,8 @@ class Soak:
     async def run(self, seconds: float) -> Findings:
         """Each request alone, then all of them mixed for ``seconds``, then each answer alone once more."""
         timeout = httpx.Timeout(600)
-        limits = httpx.Limits(max_connections=None)
+        # no connection is used twice: the server closes one that idles, which a busy client learns too late
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         async with httpx.AsyncClient(
             base_url=self.server.base_url, trust_env=False, timeout=timeout, limits=limits
         ) as http:
