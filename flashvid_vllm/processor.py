@@ -239,6 +239,17 @@ class FlashVidProcessor:
                 f"with --flashvid-max-video-tokens {tokens}"
             )
 
+    def _get_cache_missing_items(self, cache: Any, mm_data_items: Any, mm_hashes: Any) -> Any:
+        try:
+            return super()._get_cache_missing_items(cache, mm_data_items, mm_hashes)  # type: ignore[misc]
+        except ValueError as error:
+            if self.info.flashvid_server is None or not any(data is None for data in mm_data_items.get("video", ())):
+                raise
+            raise ValueError(
+                f"{error} A video sent by its uuid alone is known under the loading options that it was sent with, "
+                f"whatever its {KEY} settings: send the video itself, or the same options"
+            ) from None
+
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
     ) -> Sequence[PromptUpdate]:

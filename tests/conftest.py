@@ -4,6 +4,7 @@
 import functools
 import gc
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,6 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()  # what tests/engine.py has frozen: it would be reported as leaked
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items if os.environ.get("FLASHVID_TESTS") == "quick" else []:
         if (longer := item.get_closest_marker("longer")) and longer.args:
@@ -41,21 +41,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("longer"):
         config.hook.pytest_deselected(items=[item for item in items if not item.get_closest_marker("longer")])
         items[:] = [item for item in items if item.get_closest_marker("longer")]
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(group_of(item)))
     items.sort(key=lambda item: not item.get_closest_marker("slow"))  # so that no engine starts when all else is done
 
 
-def group_of(item: pytest.Item) -> str:
-    """Of the tests that pytest-xdist gives to one process: those of a model, as they share engines, or of a file."""
-    if {"engines", "served", "llm"} & set(getattr(item, "fixturenames", ())):
-        for value in item.callspec.params.values() if hasattr(item, "callspec") else ():
-            for one in value if isinstance(value, tuple) else (value,):
-                if hasattr(one, "kind") and hasattr(one, "oracle"):
-                    return str(one.kind)
-        return "qwen2_5_vl"
-    return item.path.name
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What one of pytest-xdist's processes runs in a row: a file's tests, or those of a model, which share engines."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModel(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            model = re.search(r"(?<=\[)(qwen|llava)\w*", nodeid)
+            return model.group() if model else nodeid.split("::")[0]
+
+    return ByModel(config, log)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 
 from flashvid_vllm.compat import _refuse_shared_kv
 
-from .engine import VIDEO, Clip, prepare_process, engine, greedy, prompt_of, tokens_and_logprobs
+from .engine import VIDEO, Clip, engine, greedy, prepare_process, prompt_of, tokens_and_logprobs
 from .families import LLAVA_ONEVISION
 
 TEXT = f"<|im_start|>user\n{VIDEO}Describe the video.<|im_end|>\n<|im_start|>assistant\n"

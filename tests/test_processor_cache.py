@@ -15,10 +15,10 @@ pytest.importorskip("vllm")
 from flashvid_vllm import engine_args
 from flashvid_vllm.processor import unpack_settings
 from flashvid_vllm.processor_cache import FIELD
-from flashvid_vllm.settings import KEY
+from flashvid_vllm.settings import KEY, MAX_VIDEO_TOKENS
 
 from .engine import VIDEO, Clip, greedy, prompt_of, tokens_and_logprobs
-from .families import LLAVA_ONEVISION, QWEN3_VL, Family
+from .families import LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, Family
 
 FAMILIES = [QWEN3_VL, LLAVA_ONEVISION]
 KINDS = ("lru", "processor_only", "shm")
@@ -63,6 +63,7 @@ class Pipe:
     ) -> tuple[list[int], list[Any]]:
         """Ids of a prompt of ``clips``, and its features as the worker gets them."""
         from vllm.multimodal.inputs import MultiModalFeatureSpec
+        from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
         with_metadata = self.processor.data_parser.video_needs_metadata
         videos = [(clip.frames(), clip.metadata()) if with_metadata else clip.frames() for clip in clips]
@@ -74,9 +75,10 @@ class Pipe:
             self.sender,
         )
         parts = (made[f"mm_{part}"]["video"] for part in ("kwargs", "hashes", "placeholders"))
-        features = [
+        sent = [
             MultiModalFeatureSpec(item, "video", name, where, name) for item, name, where in zip(*parts, strict=True)
         ]
+        features = MsgpackDecoder(list[MultiModalFeatureSpec]).decode(MsgpackEncoder().encode(sent))
         for receiver in self.receivers:
             receiver.get_and_update_features(features)
         return made["prompt_token_ids"], features
@@ -110,13 +112,20 @@ def same(features: list[Any], expected: list[Any]) -> None:
         assert feature.data == other.data
 
 
+def use_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared memory beside that of an engine in this process, after which vLLM reads its environment no more."""
+    from vllm import envs
+
+    monkeypatch.setitem(vars(envs), "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", uuid4().hex)
+
+
 @pytest.fixture(params=[(f, k) for f in FAMILIES for k in KINDS], ids=lambda param: f"{param[0].name}-{param[1]}")
 def pipes(
     request: pytest.FixtureRequest, models: Callable[[Any], Path], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Pipe, Pipe]]:
     """With a cache, and without."""
     family, kind = request.param
-    monkeypatch.setenv("VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", uuid4().hex)
+    use_own_memory(monkeypatch)
     pipe = Pipe(family, models(family), kind)
     yield pipe, Pipe(family, models(family), "none")
     pipe.close()
@@ -183,12 +192,29 @@ def test_both_ends_forget_the_same(family: Family, models: Callable[[Any], Path]
     pipe.send([clips[-1]], SETTINGS[1])
 
 
+def test_what_settings_refuse_they_refuse_in_the_cache_too(models: Callable[[Any], Path]) -> None:
+    """And what was refused is in neither end: a sender that has it would not send it again."""
+    pipe = Pipe(QWEN2_5_VL, models(QWEN2_5_VL), "lru")
+    (receiver,) = pipe.receivers
+    pipe.processor.info.flashvid_server[MAX_VIDEO_TOKENS] = 20
+    odd, large = Clip(8, 56, 56, seconds_per_frame=1e9), Clip(8, 112, 112)
+    for clip, message in ((odd, "mend its fps or frame times"), (large, "this server takes 20")):
+        held = list(pipe.sender._cache)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=message):
+                pipe.send([clip], {"retention_ratio": 0.5})
+        assert list(pipe.sender._cache) == list(receiver._cache) == held
+        pipe.send([clip], {"enabled": False})
+        with pytest.raises(ValueError, match=message):
+            pipe.send([clip], {"retention_ratio": 0.5})
+
+
 @pytest.mark.parametrize("kind", ["none", *KINDS])
 def test_a_setting_for_each_video(kind: str, models: Callable[[Any], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM builds the kwargs anew for what its cache lacks. Ours were not among them: KeyError."""
     from vllm.multimodal.processing import context
 
-    monkeypatch.setenv("VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", uuid4().hex)
+    use_own_memory(monkeypatch)
     pipe, calls = Pipe(QWEN3_VL, models(QWEN3_VL), kind), []
     original = context.get_allowed_kwarg_only_overrides
 
@@ -198,12 +224,12 @@ def test_a_setting_for_each_video(kind: str, models: Callable[[Any], Path], monk
 
     monkeypatch.setattr(context, "get_allowed_kwarg_only_overrides", watched)
     frames = []
-    for rates in ([1.0, 2.0], [2.0, 2.0], [2.0, 0.5]):  # of 4 seconds
+    for rates in ([1.0, 2.0], [2.0, 2.0], [2.0, 0.5]):  # of 4 seconds, and at least 4 frames
         for settings in ({"retention_ratio": 0.5}, {"enabled": False}):
             _, features = pipe.send([CLIP, OTHER], settings, fps=rates, do_sample_frames=True)
             frames.append([int(feature.data["video_grid_thw"].data[0]) for feature in features])
             assert all(FIELD in feature.data for feature in features)
-    assert frames == [[2, 4], [2, 4], [4, 4], [4, 4], [4, 1], [4, 1]]
+    assert frames == [[2, 4], [2, 4], [4, 4], [4, 4], [4, 2], [4, 2]]
     assert calls
     assert not any(KEY in call for call in calls)
     pipe.close()

@@ -23,7 +23,6 @@ from .families import (
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.longer("10 s a start"),
-    pytest.mark.xdist_group("two ranks"),  # which are started for all tests at once
     pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a core for each rank"),
 ]
 
@@ -78,7 +77,7 @@ CASES = [
     # vLLM shares LLaVA's encoder by heads only, and Qwen3.5's is Qwen3-VL's
     if encoder == "weights" or family in (QWEN2_5_VL, QWEN3_VL)
 ]
-IDS = [f"{family.name}-{encoder}" for family, encoder in CASES]
+IDS = [f"{encoder}-{family.name}" for family, encoder in CASES]
 
 
 def answers_of_two(directories: dict[str, str]) -> dict[str, Any]:
@@ -106,7 +105,7 @@ def test_two_ranks_answer_as_one(
 ) -> None:
     llm = engines(models(family), {"retention_ratio": 0.3, **family.settings}, **family.engine_options)
     one = answers_of(llm, family)
-    two = two_ranks[f"{family.name}-{encoder}"]
+    two = two_ranks[f"{encoder}-{family.name}"]
     first, second = two["ranks"]
     assert first == second
     assert len(first) >= 3  # an image, videos one by one
