@@ -65,6 +65,7 @@ def install() -> None:
     for architecture, family in FAMILIES.items():
         ModelRegistry.models[architecture] = _lazy_model(f"flashvid_vllm.models.{family.module}", architecture)
     _read_llava_video()
+    _share_pixels()
     _patch_start(EngineArgs)
 
 
@@ -79,6 +80,24 @@ def _read_llava_video() -> None:
             f"vLLM {vllm_version()} reads configs of the type llava itself, unlike flashvid-vllm expects"
         )
     _CONFIG_REGISTRY["llava"] = LlavaOrLlavaVideoConfig
+
+
+def _share_pixels() -> None:
+    """vLLM's one hash of an item names its pixels and its embeddings, which depend on our settings: each of them would
+    have its own copy of the pixels. Can go when an item may have a name for either."""
+    from vllm.multimodal.cache import BaseMultiModalReceiverCache
+
+    from .processor_cache import settings_apart
+
+    original = BaseMultiModalReceiverCache.get_and_update_features
+    _expect(original, "self", "mm_features")
+
+    @functools.wraps(original)
+    def get_and_update_features(self: Any, mm_features: Any) -> Any:
+        with settings_apart(mm_features):
+            return original(self, mm_features)
+
+    BaseMultiModalReceiverCache.get_and_update_features = get_and_update_features
 
 
 def _lazy_model(module: str, name: str) -> Any:

@@ -3,22 +3,24 @@
 
 A family's processor is ``class Processor(FlashVidProcessor, VllmsOwnProcessor)`` and its info
 ``class Info(FlashVidInfo, VllmsOwnInfo)``. Where FlashVID is not on, both are vLLM's own. Where it
-is, the settings in force for a request are resolved once, in `apply`; they count the
-placeholders, enter the hash of the request's videos (so that caches shared between servers
-and settings stay right), and go to the model beside the pixels, one row a video.
+is, the settings in force for a request are resolved once, in `apply`, and stay out of all that
+vLLM does with its kwargs: videos are processed and cached as if there were none. What comes of
+that then gets the settings: they count the placeholders, enter the name of the request's videos
+(so that caches shared between servers and settings stay right), and go to the model beside the
+pixels, one row a video.
 """
 
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from vllm.multimodal.inputs import (
     MultiModalBatchedField,
-    MultiModalFieldConfig,
     MultiModalFieldElem,
     MultiModalKwargsItem,
     MultiModalKwargsItems,
@@ -30,15 +32,14 @@ from vllm.multimodal.processing.context import InputProcessingContext
 from .budget import Budget, plan
 from .config import FlashVidConfig
 from .models import FAMILIES
+from .processor_cache import add_settings, name_of
 from .settings import ENABLED, KEY, MAX_VIDEO_TOKENS, check_request, check_server, request_part, resolve
 
-FIELD = "flashvid_settings"
-# Embeddings of a video before compression. The scheduler has nothing else of one that lies in shared memory
-# (--mm-processor-cache-type shm) but its address.
-FULL_EMBEDS = "flashvid_full_embeds"
 # On what vLLM measures memory with: encode and compress the longest video as well.
 MEASURE = "flashvid_measure"
 _ROW_BYTES = 512
+# The settings of the request that is being processed: what lies between is vLLM's, and takes its own options along.
+_IN_FORCE: ContextVar[FlashVidConfig | None] = ContextVar("_IN_FORCE", default=None)
 _PLAIN = {ENABLED: False}  # compared by identity: also where requests may not change anything
 
 
@@ -66,10 +67,15 @@ class _ContextWithoutOurKey(InputProcessingContext):
 
 
 @dataclass
-class VideoPlaceholder(PromptUpdateDetails):
-    """What stands for a video in the prompt; vLLM keeps it beside the video wherever that is cached."""
+class PlainVideo(PromptUpdateDetails):
+    """What stands for a video in an uncompressed prompt, and what it takes to shorten it: ``num_frames`` temporal
+    positions of ``tokens_per_frame`` visual tokens, ``full_embeds`` embeddings, and the item's small ``fields`` without
+    its pixels. vLLM keeps it beside the video wherever that is cached."""
 
+    num_frames: int = 0
+    tokens_per_frame: int = 0
     full_embeds: int = 0
+    fields: MultiModalKwargsItem = field(default_factory=MultiModalKwargsItem)
 
 
 class FlashVidInfo:
@@ -153,13 +159,27 @@ class FlashVidProcessor:
         return super().apply(inputs, timing_ctx)  # type: ignore[misc]
 
     def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
-        result = super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
-        if self.info.flashvid_server is not None:
-            videos = result.kwargs.get("video", ())
-            for item, updates in zip(videos, result.prompt_updates.get("video", ()), strict=True):
-                if item is not None:  # else the engine has it already, with this field
-                    item[FULL_EMBEDS] = MultiModalFieldElem(updates[0].content.full_embeds, MultiModalBatchedField())
-        return result
+        if self.info.flashvid_server is None:
+            return super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
+        config = inputs.hf_processor_mm_kwargs[KEY]
+        token = _IN_FORCE.set(config)
+        try:
+            result = super()._cached_apply_hf_processor(without_our_key(inputs), timing_ctx)  # type: ignore[misc]
+        finally:
+            _IN_FORCE.reset(token)
+        if "video" not in result.kwargs:
+            return result
+        row, updates = pack_settings(config), result.prompt_updates["video"]
+        embeds = [video[0].content.full_embeds for video in updates]
+        items = [add_settings(item, row, full) for item, full in zip(result.kwargs["video"], embeds, strict=True)]
+        return result._replace(
+            kwargs=type(result.kwargs)({**result.kwargs, "video": items}),
+            hashes={**result.hashes, "video": [name_of(video, row) for video in result.hashes["video"]]},
+            prompt_updates={
+                **result.prompt_updates,
+                "video": [[self._compress(update, config) for update in video] for video in updates],
+            },
+        )
 
     def _refuse_large(self, num_frames: int, n: int, config: FlashVidConfig | None) -> None:
         """ValueError if a video to be compressed is larger than the server takes; vLLM itself refuses others."""
@@ -170,16 +190,6 @@ class FlashVidProcessor:
                 f"{limit}: send fewer or smaller frames, or serve with --flashvid-max-video-tokens {tokens}"
             )
 
-    def _get_mm_hashes(self, inputs: Any) -> Any:
-        kwargs = dict(inputs.hf_processor_mm_kwargs)
-        if self.info.flashvid_server is not None:
-            config = kwargs.pop(KEY)
-            settings = json.dumps(config.to_dict(), sort_keys=True) if config else ""
-            # under videos_kwargs it enters the hash of videos alone: images are not ours
-            kwargs["videos_kwargs"] = {**(kwargs.get("videos_kwargs") or {}), KEY: settings}
-            inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
-        return super()._get_mm_hashes(inputs)  # type: ignore[misc]
-
     def _get_cache_missing_items(self, cache: Any, mm_data_items: Any, mm_hashes: Any) -> Any:
         try:
             return super()._get_cache_missing_items(cache, mm_data_items, mm_hashes)  # type: ignore[misc]
@@ -187,68 +197,58 @@ class FlashVidProcessor:
             if self.info.flashvid_server is None or not any(data is None for data in mm_data_items.get("video", ())):
                 raise
             raise ValueError(
-                f"{error} A video sent by its uuid alone is known under the {KEY} settings (and loading options) that "
-                "it was sent with: send the video itself, or the same settings"
+                f"{error} A video sent by its uuid alone is known under the loading options that it was sent with, "
+                f"whatever its {KEY} settings: send the video itself, or the same options"
             ) from None
-
-    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        data = super()._apply_hf_processor_main(mm_items, hf_kwargs)  # type: ignore[misc]
-        videos = mm_items.get_count("video", strict=False)
-        if self.info.flashvid_server is not None and videos:
-            config = hf_kwargs[KEY]
-            assert config is None or isinstance(config, FlashVidConfig)
-            data[FIELD] = pack_settings(config).repeat(videos, 1)
-        return data
-
-    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
-        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
-        if FIELD in hf_inputs:
-            fields = {**fields, FIELD: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
-        return fields
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
     ) -> Sequence[PromptUpdate]:
         updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
-        if self.info.flashvid_server is None:
+        if self.info.flashvid_server is None or "video" not in out_mm_kwargs:
             return updates
 
         def placeholder(index: int) -> PromptUpdateDetails:
-            item = out_mm_kwargs["video"][index]
-            return self._placeholder(item)
+            return self._plain_video(out_mm_kwargs["video"][index])
 
         return [
             replace(update, replacement=placeholder) if update.modality == "video" else update for update in updates
         ]
 
-    def _placeholder(self, item: Any) -> PromptUpdateDetails:
-        """What stands for a video in the prompt.
+    def _plain_video(self, item: MultiModalKwargsItem) -> PlainVideo:
+        num_frames, n = self.video_grid(item)
+        # before it is cached here: of what is refused the engine never hears
+        self._refuse_large(num_frames, n, _IN_FORCE.get())
+        token = self.video_token()
+        full = PromptUpdateDetails.select_token_id(self.video_layout(item, [n] * num_frames), token)
+        fields = MultiModalKwargsItem({key: elem for key, elem in item.items() if elem.field.keep_on_cpu})
+        return PlainVideo(full.full, full.is_embed, num_frames, n, full.full.count(token), fields)
+
+    def _compress(self, update: Any, config: FlashVidConfig | None) -> Any:
+        """A video's prompt update, as vLLM has cached it, under a request's settings.
 
         Which frames the kept tokens will belong to is not known yet. So their ids come first, then those of the
         separators, and embeddings replace them all; the ids themselves only count, for penalties say.
         """
-        num_frames, n = self.video_grid(item)
-        self._refuse_large(num_frames, n, settings_of(item))
-        kept = count_tokens(item, num_frames, n)
-        token = self.video_token()
-        full = self.video_layout(item, [n] * num_frames)
+        video = update.content
+        num_frames, n = video.num_frames, video.tokens_per_frame
+        self._refuse_large(num_frames, n, config)
+        kept = count_tokens(config, num_frames, n)
         if kept == num_frames * n:
-            details = PromptUpdateDetails.select_token_id(full, token)
-        else:
-            layout = self.video_layout(item, [kept] + [0] * (num_frames - 1))
-            details = PromptUpdateDetails.from_seq(sorted(layout, key=lambda i: i != token))
-        return VideoPlaceholder(details.full, details.is_embed, full.count(token))
+            return update
+        token = self.video_token()
+        layout = self.video_layout(video.fields, [kept] + [0] * (num_frames - 1))
+        return replace(update, content=PromptUpdateDetails.from_seq(sorted(layout, key=lambda i: i != token)))
 
 
-def settings_of(item: Any) -> FlashVidConfig | None:
-    """The settings that a processed video carries; None where it stays as it is."""
-    field = item.get(FIELD)
-    return None if field is None else unpack_settings(field.data)
+def without_our_key(inputs: Any) -> Any:
+    """vLLM's ProcessorInputs with its own options alone."""
+    kwargs = {key: value for key, value in inputs.hf_processor_mm_kwargs.items() if key != KEY}
+    return replace(inputs, hf_processor_mm_kwargs=kwargs)
 
 
-def count_tokens(item: Any, num_frames: int, tokens_per_frame: int) -> int:
-    """Placeholders of a processed video of ``num_frames`` x ``tokens_per_frame`` visual tokens."""
-    config = settings_of(item)
+def count_tokens(config: FlashVidConfig | None, num_frames: int, tokens_per_frame: int) -> int:
+    """Placeholders of a video of ``num_frames`` x ``tokens_per_frame`` visual tokens; None: it stays as it is."""
     budget: Budget | None = plan(num_frames, tokens_per_frame, config) if config else None
     return budget.tokens if budget else num_frames * tokens_per_frame
 

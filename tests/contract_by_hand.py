@@ -19,11 +19,13 @@ READ = {
         "_api_process_count _api_process_rank add_cli_args create_engine_config mm_processor_kwargs video_pruning_rate"
     ),
     "vllm.entrypoints.pooling.base.serving": "validate_request_mm_kwargs",
+    "vllm.lora.layers.VocabParallelEmbeddingWithLoRA": "base_layer",
     "vllm.model_executor.layers.attention.mm_encoder_attention.MMEncoderAttention": "head_size num_heads",
     "vllm.model_executor.models.clip.CLIPAttention": "attn",
     "vllm.model_executor.models.clip.CLIPEncoderLayer": "self_attn",
     "vllm.model_executor.models.llava_onevision.LlavaOnevisionProcessingInfo": "_get_num_frame_tokens",
     "vllm.model_executor.models.llava_onevision.LlavaOnevisionVideoPixelInputs": "pixel_values_videos",
+    "vllm.model_executor.models.qwen2.Qwen2Model": "embed_tokens",
     "vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VisionAttention": "attn",
     "vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VisionBlock": "attn",
     "vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VisionTransformer": "dtype out_hidden_size",
@@ -37,13 +39,16 @@ READ = {
     "vllm.model_executor.models.siglip.SiglipAttention": "attn",
     "vllm.model_executor.models.siglip.SiglipEncoder": "layers",
     "vllm.model_executor.models.siglip.SiglipEncoderLayer": "self_attn",
-    "vllm.multimodal.inputs.MultiModalFeatureSpec": "data mm_position modality",
+    "vllm.multimodal.inputs.BaseMultiModalField": "keep_on_cpu",
+    "vllm.multimodal.inputs.MultiModalFeatureSpec": "data identifier mm_hash mm_position modality",
     "vllm.multimodal.inputs.MultiModalFieldElem": "data",
     "vllm.multimodal.parse.MultiModalDataItems": "get_count",
     "vllm.multimodal.processing.BaseProcessingInfo": "get_hf_config get_hf_processor get_tokenizer",
     "vllm.multimodal.processing.ProcessorInputs": "hf_processor_mm_kwargs mm_data_items",
     "vllm.multimodal.processing.PromptUpdate": "modality",
     "vllm.multimodal.processing.processor.MultiModalProcessingResult": "kwargs prompt_updates",
+    "vllm.multimodal.processing.processor.ResolvedPromptUpdate": "content",
+    "vllm.multimodal.processing.processor.MultiModalProcessingResult": "hashes kwargs prompt_updates",
     "vllm.multimodal.processing.processor.ResolvedPromptUpdate": "content",
     "vllm.v1.worker.cpu_worker.CPUWorker": "model_runner",
 }
@@ -61,7 +66,7 @@ USED_IN = {
     "vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VisionAttention": "attn",
     "vllm.model_executor.models.vision.run_dp_sharded_mrope_vision_model": "out_hidden_size spatial_merge_size",
     "vllm.v1.worker.cpu_model_runner": "is_multimodal_pruning_enabled",
-    "vllm.v1.worker.gpu.mm.encoder_runner": "embed_multimodal",
+    "vllm.v1.worker.gpu.mm.encoder_runner": "embed_input_ids embed_multimodal",
     "vllm.v1.worker.gpu.mm.rope": "get_mrope_input_positions",
     "vllm.v1.worker.gpu.model_states.mm_pruning": "is_multimodal_pruning_enabled recompute_mrope_positions",
     "vllm.v1.worker.gpu_model_runner": (
@@ -72,6 +77,6 @@ USED_IN = {
 
 # Names whose every mention counts, so that a new caller beside those above is seen: package -> names.
 MENTIONED_IN = {
-    "vllm": "validate_request_mm_kwargs",
+    "vllm": "get_and_update_features validate_request_mm_kwargs",
     "vllm.v1": "embed_multimodal get_mrope_input_positions is_multimodal_pruning_enabled recompute_mrope_positions",
 }

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from flashvid_vllm.processor import count_tokens
+from flashvid_vllm.processor import count_tokens, unpack_settings
+from flashvid_vllm.processor_cache import FIELD
 
 from .engine import Clip, Engines, check, chunked, engine, greedy, picture, prompt_of, record_positions
 from .families import (
@@ -158,7 +159,12 @@ def test_memory_is_measured_on_uncompressed_videos(served: Served) -> None:
     grid = budget.processor.video_grid(item)
     layout = budget.processor.video_layout(item, [grid[1]] * grid[0])
     embeds = layout.count(budget.processor.video_token())
-    assert count_tokens(item, *grid) == grid[0] * grid[1] <= embeds <= budget.mm_max_toks_per_item["video"]
+    assert (
+        count_tokens(unpack_settings(item[FIELD].data), *grid)
+        == grid[0] * grid[1]
+        <= embeds
+        <= budget.mm_max_toks_per_item["video"]
+    )
     runner = served.llm.llm_engine.model_executor.driver_worker.worker.model_runner
     assert runner.is_multimodal_pruning_enabled or runner.requires_sequential_video_encoding
     assert runner.requires_sequential_video_encoding == served.family.kind.startswith("llava")

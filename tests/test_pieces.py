@@ -16,7 +16,8 @@ pytest.importorskip("vllm")
 
 from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.pieces import encode_in_pieces, longest_video
-from flashvid_vllm.processor import FIELD, FULL_EMBEDS, MEASURE, pack_settings
+from flashvid_vllm.processor import MEASURE, pack_settings
+from flashvid_vllm.processor_cache import FIELD, FULL_EMBEDS
 
 from .engine import Clip, greedy, prompt_of
 from .families import LLAVA_ONEVISION, LLAVA_VIDEO, QWEN2_5_VL, QWEN3_VL, Family

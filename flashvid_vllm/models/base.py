@@ -18,7 +18,8 @@ from .. import metrics, ops, pieces
 from ..budget import plan
 from ..compress import CompressedVideo, compress
 from ..config import FlashVidConfig
-from ..processor import FIELD, FULL_EMBEDS, MEASURE, pack_settings, unpack_settings
+from ..processor import MEASURE, pack_settings, unpack_settings
+from ..processor_cache import FIELD, FULL_EMBEDS
 from ..settings import BACKEND, ENABLED, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, resolve
 from . import FAMILIES
 

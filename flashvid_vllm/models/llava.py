@@ -26,7 +26,7 @@ from ..compress import CompressedVideo
 from ..config import FlashVidConfig
 from ..pieces import encode_in_pieces
 from ..positions import append_positions
-from ..processor import FlashVidProcessor
+from ..processor import FlashVidProcessor, without_our_key
 from ..settings import KEY
 from .full_positions import FullPositionsModel
 
@@ -106,7 +106,7 @@ class LlavaProcessor(FlashVidProcessor):
         hashes = [""] * len(items)
         if inputs.cache is not None and any(uuid is not None for uuid in uuids):
             alone = replace(inputs, mm_data_items=MultiModalDataItems({modality: items}))
-            hashes = self._get_mm_hashes(alone)[modality]
+            hashes = self._get_mm_hashes(without_our_key(alone))[modality]
         sizes = []
         for i, item_hash in enumerate(hashes):
             is_cached = bool(item_hash) and inputs.cache.is_cached_item(item_hash)

@@ -17,10 +17,11 @@ from ..attention import ScoringTower, frame_attention, take_scores
 from ..budget import plan
 from ..config import FlashVidConfig
 from ..pieces import encode_in_pieces
-from ..positions import LIMIT, append_positions
+from ..positions import CHANNELS, LIMIT, append_positions
 from ..processor import FlashVidProcessor
 from ..settings import ENABLED, KEY
 from .full_positions import FullPositionsModel
+from .separators import append_text, embed_text, take_text
 
 
 def _grid(thw: Sequence[int], merge: int) -> tuple[int, int]:
@@ -76,7 +77,11 @@ class MRopeProcessor(FlashVidProcessor):
 
 
 class MRopeModel(FullPositionsModel):
-    """Mixin for the family's model. What a family may have to say is in the methods without an underscore."""
+    """Mixin for the family's model. What a family may have to say is in the methods without an underscore.
+
+    Attributes:
+        flashvid_lora: whether requests may have adapters of their own.
+    """
 
     visual: Any
     config: Any
@@ -85,6 +90,7 @@ class MRopeModel(FullPositionsModel):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.flashvid_lora = vllm_config.lora_config is not None
         if self.flashvid_on:
             # a compiled block would hide its q and k (--compilation-config compile_mm_encoder)
             self.scoring_block().do_not_compile = True
@@ -127,10 +133,25 @@ class MRopeModel(FullPositionsModel):
         mrope_positions: Tensor,
         num_computed_tokens: int,
     ) -> tuple[Sequence[Tensor], Tensor, int]:
-        chunk = (multimodal_embeddings, mrope_positions, num_computed_tokens)
-        if self.flashvid_on:
-            return self.final_positions(*chunk)
-        return super().recompute_mrope_positions(input_ids, *chunk)  # type: ignore[misc]
+        chunk = (mrope_positions, num_computed_tokens)
+        if not self.flashvid_on:
+            return super().recompute_mrope_positions(input_ids, multimodal_embeddings, *chunk)  # type: ignore[misc]
+        width = self.embedding_width() + CHANNELS
+        out = self.final_positions([embedding[:, :width] for embedding in multimodal_embeddings], *chunk)
+        take_text(out[0], multimodal_embeddings, width)
+        return out
+
+    def embed_input_ids(
+        self,
+        input_ids: Tensor,
+        multimodal_embeddings: Sequence[Tensor] | None = None,
+        *,
+        is_multimodal: Tensor | None = None,
+    ) -> Tensor:
+        embeds = super().embed_input_ids(  # type: ignore[misc]
+            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
+        )
+        return embed_text(embeds, multimodal_embeddings, is_multimodal, self.get_language_model().embed_input_ids)
 
     def plain_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
@@ -221,7 +242,9 @@ class MRopeModel(FullPositionsModel):
         rows = tokens
         if len(ids) != len(tokens):
             rows = tokens.new_zeros(len(ids), tokens.shape[1])
-            rows[:, :width] = self.get_language_model().embed_input_ids(ids)
+            # without an adapter: that of whichever requests run now is none of the video's
+            embedding = self.get_language_model().model.embed_tokens
+            rows[:, :width] = getattr(embedding, "base_layer", embedding)(ids)
             rows[is_token] = tokens
 
         full = torch.tensor(self.full_layout(item))
@@ -229,4 +252,5 @@ class MRopeModel(FullPositionsModel):
         positions, _ = self.plain_positions(full.tolist(), [alone])
         stays = full != self.config.video_token_id
         stays[(~stays).nonzero().flatten()[video.source_index.to(stays.device)]] = True
-        return append_positions(rows, positions[:, stays])
+        rows = append_positions(rows, positions[:, stays])
+        return append_text(rows, ids, ~is_token) if self.flashvid_lora else rows
