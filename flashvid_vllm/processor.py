@@ -181,6 +181,14 @@ class FlashVidProcessor:
             },
         )
 
+    def refuse_video(self, item: MultiModalKwargsItem, grid: tuple[int, int], config: FlashVidConfig | None) -> None:
+        """ValueError if a video of ``grid`` cannot be compressed with these settings.
+
+        Asked before it is cached, since the engine never hears of what is refused, and again for every request that
+        finds it there, perhaps under other settings; then ``item`` has no pixels.
+        """
+        self._refuse_large(*grid, config)
+
     def _refuse_large(self, num_frames: int, n: int, config: FlashVidConfig | None) -> None:
         """ValueError if a video to be compressed is larger than the server takes; vLLM itself refuses others."""
         limit, tokens = self.info.flashvid_server[MAX_VIDEO_TOKENS], num_frames * n
@@ -217,8 +225,7 @@ class FlashVidProcessor:
 
     def _plain_video(self, item: MultiModalKwargsItem) -> PlainVideo:
         num_frames, n = self.video_grid(item)
-        # before it is cached here: of what is refused the engine never hears
-        self._refuse_large(num_frames, n, _IN_FORCE.get())
+        self.refuse_video(item, (num_frames, n), _IN_FORCE.get())
         token = self.video_token()
         full = PromptUpdateDetails.select_token_id(self.video_layout(item, [n] * num_frames), token)
         fields = MultiModalKwargsItem({key: elem for key, elem in item.items() if elem.field.keep_on_cpu})
@@ -232,7 +239,7 @@ class FlashVidProcessor:
         """
         video = update.content
         num_frames, n = video.num_frames, video.tokens_per_frame
-        self._refuse_large(num_frames, n, config)
+        self.refuse_video(video.fields, (num_frames, n), config)
         kept = count_tokens(config, num_frames, n)
         if kept == num_frames * n:
             return update

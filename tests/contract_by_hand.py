@@ -46,8 +46,6 @@ READ = {
     "vllm.multimodal.processing.BaseProcessingInfo": "get_hf_config get_hf_processor get_tokenizer",
     "vllm.multimodal.processing.ProcessorInputs": "hf_processor_mm_kwargs mm_data_items",
     "vllm.multimodal.processing.PromptUpdate": "modality",
-    "vllm.multimodal.processing.processor.MultiModalProcessingResult": "kwargs prompt_updates",
-    "vllm.multimodal.processing.processor.ResolvedPromptUpdate": "content",
     "vllm.multimodal.processing.processor.MultiModalProcessingResult": "hashes kwargs prompt_updates",
     "vllm.multimodal.processing.processor.ResolvedPromptUpdate": "content",
     "vllm.v1.worker.cpu_worker.CPUWorker": "model_runner",
@@ -70,8 +68,8 @@ USED_IN = {
     "vllm.v1.worker.gpu.mm.rope": "get_mrope_input_positions",
     "vllm.v1.worker.gpu.model_states.mm_pruning": "is_multimodal_pruning_enabled recompute_mrope_positions",
     "vllm.v1.worker.gpu_model_runner": (
-        "embed_multimodal get_mrope_input_positions is_multimodal_pruning_enabled recompute_mrope_positions "
-        "requires_sequential_video_encoding"
+        "embed_input_ids embed_multimodal get_mrope_input_positions is_multimodal_pruning_enabled "
+        "recompute_mrope_positions requires_sequential_video_encoding"
     ),
 }
 

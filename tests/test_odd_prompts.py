@@ -87,9 +87,7 @@ def test_a_video_by_its_uuid(family: Family, engines: Any, models: Any) -> None:
         assert not same(other, first)
         assert same(ask(**settings), other)
         assert same(ask(data=False), first)
-    with pytest.raises(
-        ValueError, match=r"Cache miss for video.* by its uuid alone is known under the loading options"
-    ):
+    with pytest.raises(ValueError, match=r"Cache miss for video.* by its uuid alone is known under"):
         ask(data=False, uuid="never sent")
 
 
@@ -103,5 +101,9 @@ def test_absurd_times_are_refused(llm: Any, fps: float) -> None:
     wrong = right | {"multi_modal_data": {"video": [(frames, metadata | {"fps": fps})]}}
     for _ in range(2):  # nothing of it is in a cache
         with pytest.raises(ValueError, match="mend its fps or frame times" if fps else "Failed to apply"):
+            greedy(llm, [wrong])
+    if abs(fps) == 1e-9:  # plain vLLM takes these, and then the video is in a cache
+        greedy(llm, [wrong | {"mm_processor_kwargs": {"flashvid": {"enabled": False}}}], 1)
+        with pytest.raises(ValueError, match="mend its fps or frame times"):
             greedy(llm, [wrong])
     assert greedy(llm, [right])[0].outputs[0].token_ids == before

@@ -63,7 +63,7 @@ class LlavaProcessor(FlashVidProcessor):
             self._refuse_many_frames(inputs)
         if self.info.flashvid_server is not None and self.info.ctx.model_config.uses_mrope:
             self._refuse_long(inputs)
-        return super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
+        return super()._cached_apply_hf_processor(inputs, timing_ctx)
 
     def _refuse_many_frames(self, inputs: Any) -> None:
         """`_refuse_large` before the frames are worked on: all are of one size, unless some are to be chosen."""
@@ -106,7 +106,7 @@ class LlavaProcessor(FlashVidProcessor):
         hashes = [""] * len(items)
         if inputs.cache is not None and any(uuid is not None for uuid in uuids):
             alone = replace(inputs, mm_data_items=MultiModalDataItems({modality: items}))
-            hashes = self._get_mm_hashes(without_our_key(alone))[modality]
+            hashes = self._get_mm_hashes(without_our_key(alone))[modality]  # type: ignore[attr-defined]
         sizes = []
         for i, item_hash in enumerate(hashes):
             is_cached = bool(item_hash) and inputs.cache.is_cached_item(item_hash)
@@ -119,13 +119,13 @@ class LlavaProcessor(FlashVidProcessor):
         return sizes
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        data = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        data = super()._apply_hf_processor_main(mm_items, hf_kwargs)  # type: ignore[misc]
         if self.info.ctx.model_config.uses_mrope and "pixel_values_videos" in data:
             data[FRAMES] = torch.tensor([[len(frames)] for frames in data["pixel_values_videos"]])
         return data
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
-        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
         if FRAMES in hf_inputs:
             fields = {**fields, FRAMES: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
         return fields

@@ -33,23 +33,16 @@ class MRopeProcessor(FlashVidProcessor):
     """Mixin for the family's processor."""
 
     def video_grid(self, item: MultiModalKwargsItem) -> tuple[int, int]:
-        return self._grid(item["video_grid_thw"].data)
+        merge = self.info.get_hf_config().vision_config.spatial_merge_size
+        return _grid(item["video_grid_thw"].data.tolist(), merge)
 
-    def _grid(self, thw: Tensor) -> tuple[int, int]:
-        return _grid(thw.tolist(), self.info.get_hf_config().vision_config.spatial_merge_size)
-
-    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        data = super()._apply_hf_processor_main(mm_items, hf_kwargs)
-        if "second_per_grid_ts" in data and isinstance(config := hf_kwargs.get(KEY), FlashVidConfig):
-            for thw, seconds in zip(data["video_grid_thw"], data["second_per_grid_ts"], strict=True):
-                self._refuse_times(self._grid(thw), float(seconds), config)
-        return data
+    def refuse_video(self, item: MultiModalKwargsItem, grid: tuple[int, int], config: FlashVidConfig | None) -> None:
+        super().refuse_video(item, grid, config)
+        if config is not None and "second_per_grid_ts" in item:
+            self._refuse_times(grid, float(item["second_per_grid_ts"].data), config)
 
     def _refuse_times(self, grid: tuple[int, int], seconds: float, config: FlashVidConfig) -> None:
-        """ValueError if a video that is to be compressed spans more position ids than the model has.
-
-        Here, before it is in a cache: the engine never hears of what is refused.
-        """
+        """ValueError if a video that is to be compressed spans more position ids than the model has."""
         model = self.info.ctx.model_config
         ids = (grid[0] - 1) * seconds * getattr(self.info.get_hf_config().vision_config, "tokens_per_second", 1.0)
         # vLLM's table of rotary embeddings goes four times as far as the model, for times; leave room for a prompt
