@@ -15,10 +15,10 @@ pytest.importorskip("vllm")
 from flashvid_vllm import engine_args
 from flashvid_vllm.processor import unpack_settings
 from flashvid_vllm.processor_cache import FIELD
-from flashvid_vllm.settings import KEY
+from flashvid_vllm.settings import KEY, MAX_VIDEO_TOKENS
 
 from .engine import VIDEO, Clip, greedy, prompt_of, tokens_and_logprobs
-from .families import LLAVA_ONEVISION, QWEN3_VL, Family
+from .families import LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, Family
 
 FAMILIES = [QWEN3_VL, LLAVA_ONEVISION]
 KINDS = ("lru", "processor_only", "shm")
@@ -183,6 +183,23 @@ def test_both_ends_forget_the_same(family: Family, models: Callable[[Any], Path]
     for name in missed.value.mm_hashes:  # as vLLM does before it asks for the video again
         pipe.sender.invalidate(name)
     pipe.send([clips[-1]], SETTINGS[1])
+
+
+def test_what_settings_refuse_they_refuse_in_the_cache_too(models: Callable[[Any], Path]) -> None:
+    """And what was refused is in neither end: a sender that has it would not send it again."""
+    pipe = Pipe(QWEN2_5_VL, models(QWEN2_5_VL), "lru")
+    (receiver,) = pipe.receivers
+    pipe.processor.info.flashvid_server[MAX_VIDEO_TOKENS] = 20
+    odd, large = Clip(8, 56, 56, seconds_per_frame=1e9), Clip(8, 112, 112)
+    for clip, message in ((odd, "mend its fps or frame times"), (large, "this server takes 20")):
+        held = list(pipe.sender._cache)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=message):
+                pipe.send([clip], {"retention_ratio": 0.5})
+        assert list(pipe.sender._cache) == list(receiver._cache) == held
+        pipe.send([clip], {"enabled": False})
+        with pytest.raises(ValueError, match=message):
+            pipe.send([clip], {"retention_ratio": 0.5})
 
 
 @pytest.mark.parametrize("kind", ["none", *KINDS])

@@ -2,7 +2,7 @@
 """What the Qwen-VL families share: a tower of patches merged 2 x 2, M-RoPE, text between frames."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
