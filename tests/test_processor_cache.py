@@ -112,13 +112,20 @@ def same(features: list[Any], expected: list[Any]) -> None:
         assert feature.data == other.data
 
 
+def use_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared memory beside that of an engine in this process, after which vLLM reads its environment no more."""
+    from vllm import envs
+
+    monkeypatch.setitem(vars(envs), "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", uuid4().hex)
+
+
 @pytest.fixture(params=[(f, k) for f in FAMILIES for k in KINDS], ids=lambda param: f"{param[0].name}-{param[1]}")
 def pipes(
     request: pytest.FixtureRequest, models: Callable[[Any], Path], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Pipe, Pipe]]:
     """With a cache, and without."""
     family, kind = request.param
-    monkeypatch.setenv("VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", uuid4().hex)
+    use_own_memory(monkeypatch)
     pipe = Pipe(family, models(family), kind)
     yield pipe, Pipe(family, models(family), "none")
     pipe.close()
@@ -207,7 +214,7 @@ def test_a_setting_for_each_video(kind: str, models: Callable[[Any], Path], monk
     """vLLM builds the kwargs anew for what its cache lacks. Ours were not among them: KeyError."""
     from vllm.multimodal.processing import context
 
-    monkeypatch.setenv("VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", uuid4().hex)
+    use_own_memory(monkeypatch)
     pipe, calls = Pipe(QWEN3_VL, models(QWEN3_VL), kind), []
     original = context.get_allowed_kwarg_only_overrides
 
