@@ -19,7 +19,7 @@ class Family:
         kind: of tiny model.
         oracle: its module in tests/oracles.
         image, video: what a prompt of vLLM's has where the media go.
-        oracle_image, oracle_video: the same in a prompt of the oracle's.
+        oracle_video: the same in a prompt of the oracle's.
         tolerance: of a log-probability.
         original: whether LLaVA's kept tokens keep their positions in the uncompressed prompt.
     """
@@ -28,7 +28,6 @@ class Family:
     oracle: str
     image: str = IMAGE
     video: str = VIDEO
-    oracle_image: str = IMAGE
     oracle_video: str = VIDEO
     dtype: torch.dtype = torch.float32
     tolerance: float = 2e-5
@@ -39,6 +38,12 @@ class Family:
         from .sharp import make_sharp_model
 
         return make_sharp_model(self.kind, directory, self.dtype)
+
+    def for_oracle(self, text: str, num_videos: int) -> str:
+        """A prompt of vLLM's for the oracle: of further videos than there are the text only speaks."""
+        first, *rest = text.split(self.video)
+        names = [self.oracle_video] * num_videos + [self.video] * len(rest)
+        return first + "".join(name + part for name, part in zip(names, rest, strict=False))
 
     def load_oracle(self, directory: Path) -> Any:
         """The oracle of the model in ``directory``."""
@@ -64,7 +69,7 @@ class Family:
 
 
 def _llava(kind: str, oracle: str, video: str = "<video>") -> Family:
-    return Family(kind, oracle, "<image>", video, "<image>", "<video>")
+    return Family(kind, oracle, "<image>", video, "<video>")
 
 
 QWEN2_5_VL = Family("qwen2_5_vl", "qwen2_5_vl")

@@ -63,7 +63,7 @@ class Served:
 
     def assemble(self, name: str, settings: dict[str, Any] | None) -> tuple[Any, torch.Tensor]:
         text, clips, images = CASES[name]
-        text = text.format(i=self.family.oracle_image, v=self.family.oracle_video)
+        text = self.family.for_oracle(text.format(i=self.family.image, v=self.family.video), len(clips))
         return self.oracle.assemble(text, clips, images, settings)
 
     def check(self, name: str, settings: dict[str, Any] | None, expected: dict[str, Any] | None) -> None:

@@ -81,7 +81,7 @@ def test_positions_and_delta(
     encoded = [encode(model, feature) for feature in features]
 
     state = FakeRopeState(model, ids, features)
-    text = named(text, family.oracle_image, family.oracle_video)
+    text = family.for_oracle(named(text, family.image, family.video), len(clips))
     want_embeddings, want = oracle.assemble(text, clips, images, settings)
     expected_delta = oracle.next_position - len(ids)
     assert state.delta == expected_delta
