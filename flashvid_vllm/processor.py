@@ -267,7 +267,10 @@ class FlashVidProcessor:
     def _plain_video(self, item: MultiModalKwargsItem) -> PlainVideo:
         num_frames, n = self.video_grid(item)
         token, layout = self.video_token(), self.video_layout(item, [n] * num_frames)
-        details = PromptUpdateDetails.select_token_id(layout, token)
+        if layout.count(token) == len(layout):  # as vLLM says it where nothing but tokens is in a video
+            details = PromptUpdateDetails.from_seq(layout)
+        else:
+            details = PromptUpdateDetails.select_token_id(layout, token)
         fields = MultiModalKwargsItem({key: elem for key, elem in item.items() if elem.field.keep_on_cpu})
         return PlainVideo(details.full, details.is_embed, num_frames, n, fields, layout.count(token))
 

@@ -77,12 +77,10 @@ def test_positions_tell_videos_apart(models: Any) -> None:
 
 
 def hash_of(processor: Any, items: Any, flashvid: dict[str, Any] | None) -> str:
-    """What caches know a video by."""
-    from vllm.multimodal.processing.inputs import ProcessorInputs
-
-    kwargs = {"flashvid": processor.flashvid_config(flashvid)}
-    inputs = ProcessorInputs([], items, hf_processor_mm_kwargs=kwargs)
-    return str(processor._get_mm_hashes(inputs)["video"][0])
+    """What caches behind the encoder know a video by."""
+    kwargs = {} if flashvid is None else {"flashvid": flashvid}
+    made = processor(f"{LLAVA_ONEVISION.video}What?", items, hf_processor_mm_kwargs=kwargs)
+    return str(made["mm_hashes"]["video"][0])
 
 
 @pytest.mark.slow
