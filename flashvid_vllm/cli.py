@@ -8,13 +8,13 @@ from typing import Any, get_args
 
 from .config import Method
 from .config_file import FLAG, refuse_unread_file
-from .settings import KEY, REQUEST_OVERRIDES, SINGLE, check_server
+from .settings import KEY, REQUEST_OVERRIDES, SERVER_SINGLE, check_server
 
 # vLLM recomputes M-RoPE positions of pruned videos only while its own pruning rate is above 0.
 # Our budgets never read it, so one recognisable value serves every ratio.
 PRUNING_ON = 1e-6
 
-_OPTIONS = (*(f"flashvid_{name}" for name in SINGLE), "flashvid_config")
+_OPTIONS = (*(f"flashvid_{name}" for name in SERVER_SINGLE), "flashvid_config")
 
 
 def add_options(parser: argparse.ArgumentParser, unsupported: str | None) -> None:
@@ -107,7 +107,7 @@ def fold(namespace: argparse.Namespace, unsupported: str | None = None) -> None:
             "--plugin flashvid; leave one of them out"
         )
     settings = dict(namespace.flashvid_config or {})
-    for name in SINGLE:
+    for name in SERVER_SINGLE:
         value = getattr(namespace, f"flashvid_{name}")
         if value is None:
             continue

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .settings import KEY, SINGLE
+from .settings import KEY, SERVER_SINGLE
 
 FLAG = f"{KEY}-request-overrides"
 _SETTINGS = f"{KEY}-config"
-_VALUED = ("plugin", *(f"{KEY}-{name.replace('_', '-')}" for name in SINGLE), _SETTINGS)
+_VALUED = ("plugin", *(f"{KEY}-{name.replace('_', '-')}" for name in SERVER_SINGLE), _SETTINGS)
 
 
 def lost_arguments(content: Any, path: str) -> list[str]:

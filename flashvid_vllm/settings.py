@@ -28,7 +28,8 @@ SERVER_ONLY = {
 }
 REQUEST_KEYS = tuple(key for key in SERVER_KEYS if key not in (*SERVER_ONLY, REQUEST_OVERRIDES))
 _BUDGETS = ("retention_ratio", "token_budget")
-SINGLE = (*_BUDGETS, METHOD, MAX_VIDEO_TOKENS)  # settings that have an option of their own on the command line
+SINGLE = (*_BUDGETS, METHOD)  # settings that have an option of their own on every command line
+SERVER_SINGLE = (*SINGLE, MAX_VIDEO_TOKENS)  # and on a server's
 
 
 def check_server(settings: Any) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def interpreted(files: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
 
 
 @needs_triton
+@pytest.mark.slow
 @pytest.mark.longer
 @pytest.mark.parametrize("files", [("test_ops.py",), ("test_pipeline.py", "test_bounds.py")], ids="+".join)
 def test_in_the_interpreter(files: tuple[str, ...]) -> None:
