@@ -305,7 +305,7 @@ def test_clip_is_the_packages() -> None:
     """The converted tower against ONNX Runtime, on frames of real clips.
 
     With fp32 activations the two differ by rounding alone. The graph as it is shipped rounds every activation to one
-    of 256 levels of its tensor's range, which CLIP's few huge channels stretch: 0.93 to 0.98 was found, by how a CPU rounds.
+    of 256 levels of its tensor's range, which CLIP's few huge channels stretch: 0.93 to 0.98 was found, as CPUs round.
     """
     runtime = pytest.importorskip("onnxruntime")
     from benchmarks.clip_model import preprocess
