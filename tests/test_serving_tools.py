@@ -97,10 +97,13 @@ def urlopen(url: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("argument", "reason"), [("--die", r"exit code 1\n(.*\n)*no such model"), ("--hang", "did not answer")]
+    ("argument", "patience", "reason"),
+    [("--die", 300, r"exit code 1\n(.*\n)*no such model"), ("--hang", 1.5, "did not answer")],
 )
-def test_server_that_fails_says_why_and_leaves_nothing(argument: str, reason: str, tmp_path: Path) -> None:
-    server = FakeServer("org/model", argument, log=tmp_path / "log", timeout=1.5, progress=False)
+def test_server_that_fails_says_why_and_leaves_nothing(
+    argument: str, patience: float, reason: str, tmp_path: Path
+) -> None:
+    server = FakeServer("org/model", argument, log=tmp_path / "log", timeout=patience, progress=False)
     with pytest.raises(ServerError, match=reason):
         server.start()
     assert not [p.pid for p in psutil.process_iter() if mark(p) == server.env[MARK]]
