@@ -94,7 +94,7 @@ class Soak:
     async def leave(self, case: Case) -> None:
         """Send a request and leave: after some tokens, or before the first."""
         streaming = case.kind == "abort while streaming"
-        patience = 300 if streaming else self.random.uniform(0.01, 2)
+        patience = 600 if streaming else self.random.uniform(0.01, 2)
         try:
             await asyncio.wait_for(self._read(case, self.random.randint(1, 40) if streaming else 1), patience)
         except asyncio.TimeoutError:

@@ -12,7 +12,9 @@ import numpy as np
 from .record import machine, markdown_table
 from .soak_requests import Case
 
-SETTLED = 1 / 3  # of the time: warm-up
+# warm-up: of the time, and of the requests at least. A fresh worker rises by 200 MiB in its first 600
+SETTLED, WARM_UP = 1 / 3, 500
+SPAN = 300  # requests that a slope needs
 # MiB that a process may grow by in 1,000 requests after warm-up, beyond twice the slope's standard error. What leaks
 # with a video is its pixels (1 to 4 MiB here), its tokens (0.1 MiB) or a request's text with the video in it (0.1 MiB)
 LEAK = 16.0
@@ -110,9 +112,12 @@ def expected(case: Case, alone: Outcome) -> str | None:
 
 
 def slope(points: Sequence[tuple[int, float, float]]) -> tuple[float, float]:
-    """MiB in 1,000 requests, and its standard error: a straight line through (requests, seconds, MiB)."""
+    """MiB in 1,000 requests, and its standard error: a straight line through (requests, seconds, MiB).
+
+    The error is infinite where these are too few requests to tell.
+    """
     x, y = np.array([point[0] for point in points]) / 1000, np.array([point[2] for point in points])
-    if len(points) < 3 or np.ptp(x) == 0:
+    if len(points) < 3 or np.ptp(x) < SPAN / 1000:
         return 0.0, float("inf")
     x, y = x - x.mean(), y - y.mean()
     rise = float((x * y).sum() / (x * x).sum())
@@ -122,7 +127,7 @@ def slope(points: Sequence[tuple[int, float, float]]) -> tuple[float, float]:
 def settled(points: Sequence[tuple[int, float, float]]) -> Sequence[tuple[int, float, float]]:
     """Those after the warm-up."""
     last = points[-1][1] if points else 0.0
-    return [point for point in points if point[1] >= SETTLED * last]
+    return [point for point in points if point[1] >= SETTLED * last and point[0] >= WARM_UP]
 
 
 def judge_memory(findings: Findings) -> None:
@@ -139,7 +144,7 @@ def memory_table(findings: Findings) -> str:
     for name, points in findings.rss.items():
         rise, error = slope(settled(points))
         picked = [points[round(share * (len(points) - 1))] for share in (0, SETTLED, 2 / 3, 1)]
-        allowance = f"{rise:+.1f} ± {error:.1f}" if np.isfinite(error) else "too few points"
+        allowance = f"{rise:+.1f} ± {error:.1f}" if np.isfinite(error) else "too few requests"
         rows.append([name, *(f"{mib:.0f}" for _, _, mib in picked), allowance])
     header = ["process", "MiB at the start", "after warm-up", "at two thirds", "at the end", "MiB in 1,000 requests"]
     return "\n".join(markdown_table(header, rows))

@@ -130,6 +130,14 @@ def test_slope() -> None:
     assert slope([(0, 0.0, 1.0)] * 5) == (0.0, float("inf"))
 
 
+def test_a_run_that_is_too_short_does_not_tell_about_memory() -> None:
+    """And says so: a fresh server's memory rises as it warms up."""
+    findings = Findings(rss={"worker": points(1000)[:60]})
+    judge_memory(findings)
+    assert findings.faults == []
+    assert "too few requests" in memory_table(findings)
+
+
 def test_what_a_server_says() -> None:
     step: dict[str, Any] = {"token": "token_id:3", "top_logprobs": [{"token": "token_id:3", "logprob": -0.5}]}
     body = {"choices": [{"logprobs": {"content": [step]}}], "usage": {"prompt_tokens": 12}}
