@@ -32,7 +32,7 @@ from vllm.multimodal.processing.context import InputProcessingContext
 from .budget import Budget, plan
 from .config import FlashVidConfig
 from .models import FAMILIES
-from .processor_cache import add_ours, name_of
+from .processor_cache import add_ours, known_updates, name_of
 from .settings import (
     ENABLED,
     KEY,
@@ -220,7 +220,7 @@ class FlashVidProcessor:
             updates = {modality: list(items) for modality, items in new.items()}
             for modality, names in mm_hashes.items():
                 known = [name for name, is_cached in zip(names, mm_is_cached[modality], strict=True) if is_cached]
-                updates.setdefault(modality, []).extend(cache.get_and_update_item(None, name)[1] for name in known)
+                updates.setdefault(modality, []).extend(known_updates(cache, name) for name in known)
             self.check_prompt(updates, _request.get())
         return super()._merge_mm_kwargs(cache, mm_hashes, mm_is_cached, *missing, **more)  # type: ignore[misc]
 

@@ -10,8 +10,10 @@ cached: they travel beside it, with each request.
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
+from vllm.multimodal.cache import ShmObjectStoreSenderCache
 from vllm.multimodal.inputs import (
     MultiModalBatchedField,
     MultiModalFeatureSpec,
@@ -46,6 +48,17 @@ def video_of(name: str) -> str:
     """The inverse of `name_of`: vLLM's hash of the video. A name that has no settings is one."""
     video, mark, _ = name.rpartition(_MARK)
     return video if mark else name
+
+
+def known_updates(cache: Any, name: str) -> Any:
+    """The prompt updates that a sender's cache has beside an item, looked at only.
+
+    Taking the item counts: as a use, which the receiver has to see in the same order, and in shared memory as one that
+    a reader will acknowledge; until then the item is not freed.
+    """
+    if isinstance(cache, ShmObjectStoreSenderCache):
+        return cache._p0_cache[name]
+    return cache._cache.cache[name].prompt_updates
 
 
 @contextmanager

@@ -209,6 +209,28 @@ def test_what_settings_refuse_they_refuse_in_the_cache_too(models: Callable[[Any
             pipe.send([clip], {"retention_ratio": 0.5})
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_what_is_sent_counts_as_used(
+    kind: str, models: Callable[[Any], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A video in shared memory is freed when it was read as often as it was taken; to look at its size took it too,
+    so that after a hit its place was never free again."""
+    use_own_memory(monkeypatch)
+    pipe = Pipe(QWEN3_VL, models(QWEN3_VL), kind)
+    pipe.processor.info.flashvid_server[MAX_VIDEO_TOKENS] = 20
+    for _ in range(3):
+        pipe.send([CLIP], {"enabled": False})
+        with pytest.raises(ValueError, match="this server takes 20"):
+            pipe.send([CLIP], {"retention_ratio": 0.5})
+    assert pipe.sender.make_stats().total == 3
+    if kind == "shm":
+        storage = pipe.sender._shm_cache
+        ((address, item),) = storage.key_index.values()
+        with storage.ring_buffer.access_buf(address) as (data, _):
+            assert storage.default_is_free_check(item, data)
+    pipe.close()
+
+
 @pytest.mark.parametrize("kind", ["none", *KINDS])
 def test_a_setting_for_each_video(kind: str, models: Callable[[Any], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM builds the kwargs anew for what its cache lacks. Ours were not among them: KeyError."""

@@ -45,7 +45,8 @@ def processed(family: Family, model: Path, data: Callable[[int], Any], flashvid:
     except Exception as error:
         return type(error), str(error)
     (where,) = made["mm_placeholders"]["video"]
-    return made["prompt_token_ids"], where
+    # plain vLLM says "all of them" with no mask at all
+    return made["prompt_token_ids"], where.offset, where.length, where.get_num_embeds()
 
 
 @pytest.mark.parametrize("family", [QWEN2_5_VL, QWEN3_VL, LLAVA_ONEVISION, LLAVA_VIDEO], ids=lambda f: f.name)
