@@ -311,29 +311,3 @@ def test_what_a_killed_server_left_goes_with_the_next_start(tmp_path: Path) -> N
     for server in (servers[0], servers[2]):
         server.communicate("", timeout=60)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.longer("one more server")
-@pytest.mark.slow
-def test_a_server_on_a_full_disk_answers(sharp_model: Path, small_disk: Path, tmp_path_factory: Any) -> None:
-    """Its worker ended with SIGBUS. vLLM's own metrics are there, and one line says which are not."""
-    pytest.importorskip("vllm")
-    import httpx
-
-    from benchmarks.clips import clip
-    from benchmarks.server import VllmServer, ask
-
-    options = ["--plugin", "flashvid", "--dtype", "float32", "--enforce-eager", "--max-model-len", "8192"]
-    log = tmp_path_factory.mktemp("log") / "log"
-    with VllmServer(
-        sharp_model, *options, "--max-num-batched-tokens", "8192", log=log, env={"TMPDIR": str(small_disk)}
-    ) as server:
-        lengths = [
-            ask(server.client(), server.model, clip("carphone"), "What?", {"retention_ratio": ratio}, 4).prompt_tokens
-            for ratio in (0.25, 0.1)
-        ]
-        text = httpx.get(f"{server.base_url}/metrics", trust_env=False).text
-    assert lengths[0] - lengths[1] == 18
-    assert "vllm:prompt_tokens_total" in text
-    assert "flashvid:" not in text
-    assert log.read_text(errors="replace").count("missing from /metrics") == 1
