@@ -63,38 +63,6 @@ def make_eagle3(target: Path, directory: Path) -> Path:
     return directory
 
 
-def add_mtp(target: Path, directory: Path) -> Path:
-    """The Qwen3.5 in ``target`` with a layer for multi-token prediction, in the new ``directory``."""
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(target, directory)
-    config = json.loads((directory / "config.json").read_text())
-    config["text_config"]["mtp_num_hidden_layers"] = 1
-    (directory / "config.json").write_text(json.dumps(config))
-    path = directory / "model.safetensors"
-    weights = load_file(path)
-    text = config["text_config"]
-    hidden, layer = text["hidden_size"], text["layer_types"].index("full_attention")
-    beginning = f"language_model.layers.{layer}."
-    generator = torch.Generator().manual_seed(0)
-    dtype = weights["lm_head.weight"].dtype
-    for name in [name for name in weights if beginning in name]:
-        ending = name.split(beginning)[1]
-        new = weights[name].clone()
-        if ending.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
-            new = (SMALL * torch.randn(new.shape, generator=generator)).to(dtype)
-        weights[f"mtp.layers.0.{ending}"] = new
-    nothing, same = torch.zeros(hidden, hidden), torch.eye(hidden)
-    weights["mtp.fc.weight"] = torch.cat([nothing, same], dim=1).to(dtype)  # embedding, hidden state
-    for name in ("pre_fc_norm_hidden", "pre_fc_norm_embedding"):
-        weights[f"mtp.{name}.weight"] = torch.zeros(hidden, dtype=dtype)  # the norm multiplies by 1 + weight
-    weights["mtp.norm.weight"] = torch.zeros(hidden, dtype=dtype)
-    save_file(weights, path, metadata={"format": "pt"})
-    return directory
-
-
 def _ending(weights: dict[str, Tensor], ending: str) -> Tensor:
     """The weight whose name ends so, of the language model."""
     found = [name for name in weights if name.endswith(ending)]

@@ -8,9 +8,9 @@ import pytest
 
 from flashvid_vllm import engine_args
 
-from .drafts import add_mtp, make_eagle3
+from .drafts import make_eagle3
 from .engine import Clip, engine, greedy, in_new_process, prompt_of
-from .families import LLAVA_ONEVISION_ORIGINAL, LLAVA_VIDEO, QWEN2_5_VL, QWEN3_5_BF16, QWEN3_VL, Family
+from .families import LLAVA_ONEVISION_ORIGINAL, LLAVA_VIDEO, QWEN2_5_VL, QWEN3_VL, Family
 
 pytestmark = pytest.mark.slow
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
@@ -89,15 +89,3 @@ def test_eagle3_is_lossless(family: Family, step: int, models: Any, engines: Any
     assert chosen(llm, prompts, 24) == plain
     offered, accepted = drafted(llm)
     assert 0 < accepted < offered
-
-
-@pytest.mark.longer("bfloat16, slow on a CPU without its instructions")
-def test_mtp_is_lossless(models: Any, engines: Any, tmp_path: Path) -> None:
-    """Qwen3.5's own drafting layer sees the compressed video: its embeddings, and its M-RoPE positions."""
-    directory = add_mtp(models(QWEN3_5_BF16), tmp_path / "model")
-    prompts, options = prompts_of(QWEN3_5_BF16), QWEN3_5_BF16.engine_options
-    plain = chosen(engines(directory, {"retention_ratio": 0.3}, **options), prompts, 8)
-    options |= {"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}, "disable_log_stats": False}
-    llm = engines(directory, {"retention_ratio": 0.3}, **options)
-    assert chosen(llm, prompts, 8) == plain
-    assert drafted(llm)[0] > 10
