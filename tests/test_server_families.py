@@ -113,4 +113,3 @@ def test_two_data_parallel_engines(tmp_path: Path) -> None:
                 assert min(finished_by_engine(server).values()) > 0
                 assert metrics_of(server)["flashvid:videos_total"] >= len(set(requests))  # of both engines together
     assert answers[0] == answers[1]
-    assert len(set(answers[0])) == len(set(requests))  # no answer is another ratio's
