@@ -121,7 +121,7 @@ def _watch_positions(llm: Any) -> Iterator[None]:
         _lowest[:] = [torch.minimum(lowest, *_lowest) if _lowest else lowest]
 
     _lowest.clear()
-    executor = getattr(llm.llm_engine, "model_executor", None)  # there are none with workers of their own
+    executor: Any = getattr(llm.llm_engine, "model_executor", None)  # there is none with workers of their own
     if not llm.llm_engine.model_config.enforce_eager or type(executor).__name__ != "UniProcExecutor":
         yield
         return
