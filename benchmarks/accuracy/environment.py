@@ -15,6 +15,7 @@ from tests.env.pip_settings import pip_settings, uv_variables
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+CONSTRAINTS = Path(__file__).with_name("constraints.txt")
 # torchvision as the common registry has it looks for CUDA; see the hook
 HOOK = ROOT / "tests" / "env" / "torchvision_cpu_hook"
 
@@ -24,7 +25,7 @@ class LmmsEnvironment(Environment):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "cpu")
-        recipe = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+        recipe = hashlib.sha256(REQUIREMENTS.read_bytes() + CONSTRAINTS.read_bytes()).hexdigest()
         self.wanted = {"recipe": recipe, "base": f"{sys.version_info.major}.{sys.version_info.minor} {path} {recipe}"}
 
 
@@ -54,7 +55,8 @@ def _make(environment: LmmsEnvironment) -> None:
     uv = find_uv(steps, environment)
     env = {**uv_variables(pip_settings(str(environment.python))), **os.environ}
     env |= {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
-    install: list[str | Path] = [uv, "pip", "install", "--python", environment.python, "-r", REQUIREMENTS, HOOK]
+    install: list[str | Path] = [uv, "pip", "install", "--python", environment.python]
+    install += ["-r", REQUIREMENTS, "-c", CONSTRAINTS, HOOK]
     title = "lmms-eval (some 0.7 GB)"
     # as for vLLM: torch's CPU build from a local wheel house or mirror first, then from torch's own index
     if not steps.run(title, install, env):
