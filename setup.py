@@ -156,6 +156,7 @@ setup(
         "flashvid_vllm.methods",
         "flashvid_vllm.models",
         "flashvid_vllm.ops",
+        "flashvid_vllm.tools",
         "flashvid_vllm.viz",
     ],
     package_data={"flashvid_vllm.viz": ["page.html", "page.css", "page.js"]},

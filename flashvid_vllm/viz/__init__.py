@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What compression keeps of a video, to look at: ``python -m flashvid_vllm.viz VIDEO --model DIR -o out.html``.
+"""What compression keeps of a video, to look at: ``flashvid viz VIDEO --model DIR -o out.html``.
 
 The way of the data: ``video`` samples frames, ``features`` encodes them, ``scene`` compresses and gathers
 what is drawn, ``page`` (HTML) and ``sheet`` (PNG) draw it. Nothing heavy is imported before it is used.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command line: python -m flashvid_vllm.viz VIDEO --model DIR -o out.html."""
+"""The command line: flashvid viz VIDEO --model DIR -o out.html."""
 
 import argparse
 import sys
@@ -102,7 +102,7 @@ def _config(options: argparse.Namespace, preset: Any) -> FlashVidConfig:
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m flashvid_vllm.viz",
+        prog="flashvid viz",
         description="Draw what compression keeps of a video: an HTML page to explore, or a PNG.",
         epilog="Needs pip install '.[viz]'. The settings are the server's, without their prefix.",
     )
