@@ -75,19 +75,25 @@ class Times:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(self.config, "workerinput") or not self.config.getoption("--budget"):
             return
+        kind = "full" if os.environ.get("FLASHVID_TESTS") == "full" else "quick"
+        self.lines = over_budget(self.files(), kind)
+        if self.lines and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def files(self) -> dict[str, float]:
+        """What each file cost."""
         files: dict[str, float] = defaultdict(float)
         for test, cost in self.costs.items():
             files[test.split("::")[0].removeprefix("tests/")] += cost
-        kind = "full" if os.environ.get("FLASHVID_TESTS") == "full" else "quick"
-        self.lines = over_budget(files, kind)
-        if self.lines and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        return files
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         total = sum(self.costs.values())
         terminalreporter.section(f"{SHOWN} slowest tests, in seconds of processor time ({total:.0f} in all)")
         for test, cost in sorted(self.costs.items(), key=lambda item: -item[1])[:SHOWN]:
             terminalreporter.line(f"{cost:7.1f}  {test}")
+        files = sorted(self.files().items(), key=lambda item: -item[1])[:SHOWN]
+        terminalreporter.line("by file: " + ", ".join(f"{file} {cost:.0f}" for file, cost in files))
         for line in self.lines:
             terminalreporter.line(f"OVER BUDGET: {line}", red=True)
 

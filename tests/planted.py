@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""Planted faults: what shows that the tests of `make test` still catch each kind of them.
+
+python -m tests.planted [WORD ...]    those whose file or change has one of the words; all of them take half an hour
+
+Each fault is one change of a copy of this tree; the tests named beside it must fail there. Run it when tests are made
+fewer or faster. It is no test itself: a fault that has outlived the line that it changes is an error here, not in CI.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("flashvid_vllm", "kernels", "tests", "benchmarks", "pyproject.toml", "setup.py", "README.md", "docs")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``old`` becomes ``new`` in ``file``, and ``tests`` (files in tests/, without test_) must fail."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+PLUGIN, OPS = "flashvid_vllm/", "kernels/ops/"
+FAULTS = [
+    # how many tokens, and which
+    Fault(PLUGIN + "budget.py", "math.floor(_decimal(config.ret", "math.ceil(_decimal(config.ret", "budget"),
+    Fault(OPS + "reference.py", "FLAT_DISTANCE = 1e-5", "FLAT_DISTANCE = 0.0", "golden reference"),
+    Fault(OPS + "reference.py", "(similarity <= threshold)", "(similarity < threshold)", "reference"),
+    Fault(OPS + "reference.py", "delta.log() - sparsity", "delta - sparsity", "golden"),
+    Fault(OPS + "reference.py", "received / (heads * n)", "received / n", "golden"),
+    Fault(OPS + "select.py", "tl.where(step == 0, to_choice,", "tl.where(step == 0, nearest,", "triton"),
+    Fault(OPS + "match.py", "tile_best > best ", "tile_best >= best ", "triton"),
+    Fault(OPS + "cluster.py", "few = tl.minimum(neighbours, num_tokens)", "few = neighbours", "triton"),
+    # the encoder: attention, pieces
+    Fault(PLUGIN + "models/mrope.py", "spatial_merge_unit)).mean(1)", "spatial_merge_unit)).amax(1)", "families"),
+    Fault(PLUGIN + "models/llava.py", "scores[:, -patches:, None]", "scores[:, :patches, None]", "families"),
+    Fault(
+        PLUGIN + "attention.py",
+        "bits = scores.to(torch.float32)",
+        "bits = scores.bfloat16().to(torch.float32)",
+        "families engine_oracle",
+    ),
+    Fault(PLUGIN + "pieces.py", "range(0, num_frames, most)", "range(0, num_frames, num_frames)", "pieces"),
+    Fault(PLUGIN + "pieces.py", "into[start * per_frame : stop * per_frame]", "into[: len(rows)]", "pieces"),
+    # positions
+    Fault(PLUGIN + "positions.py", "mark[2] = -1 - torch", "mark[2] = -2 - torch", "positions"),
+    Fault(PLUGIN + "positions.py", "cursor = firsts[bisect_left(firsts, cursor)]", "cursor = cursor + 0", "positions"),
+    Fault(PLUGIN + "positions.py", "int(full.max()) + 1 - positions", "int(full.max()) - positions", "positions"),
+    Fault(
+        PLUGIN + "models/full_positions.py",
+        'getattr(mrope_positions, "flashvid_marks", mrope_positions)',
+        "mrope_positions",
+        "positions positions_and_ids pressure",
+    ),
+    Fault(PLUGIN + "models/llava.py", "kept = video.source_index + newlines", "kept = video.source_index", "families"),
+    # what a client may send
+    Fault(PLUGIN + "processor.py", "if tokens > limit and", "if tokens > 2**40 and", "pieces requests"),
+    Fault(PLUGIN + "processor.py", "self.check_prompt(updates, _request.get())", "pass", "processor_cache odd_prompts"),
+    Fault(PLUGIN + "processor_cache.py", "sha256(settings)", 'sha256(b"")', "processor_cache"),
+    Fault(
+        PLUGIN + "processor.py",
+        "row.numpy().tobytes() + original *",
+        "row.numpy().tobytes() + 0 *",
+        "kv_transfer processor_cache",
+    ),
+    Fault(
+        PLUGIN + "encoder_cache.py",
+        "return int(feature.data[FULL_EMBEDS].data)",
+        "return request.get_num_encoder_embeds(input_id)",
+        "encoder_cache",
+    ),
+    Fault(
+        PLUGIN + "models/separators.py",
+        "torch.where((ids > 0)[:, None], embed((ids - 1).clamp(min=0)), embeds)",
+        "embeds",
+        "lora",
+    ),
+    Fault(PLUGIN + "settings.py", "if isinstance(settings, Mapping) and name in settings:", "if False:", "settings"),
+    # the server
+    Fault(PLUGIN + "config_file.py", "            if not value:\n", "            if False:\n", "config_file"),
+    Fault(PLUGIN + "metrics.py", "    fcntl.flock(held, fcntl.LOCK_EX)\n", "", "metrics"),
+    Fault(PLUGIN + "metrics.py", "    _reserve([", "    list([", "metrics"),
+    Fault(PLUGIN + "cpu.py", "    if not wanted or (any", "    if True or (any", "cpu"),
+    Fault(
+        PLUGIN + "viz/video.py",
+        "        index += 1\n",
+        "        index += 1 if index not in wanted or index in pictures else 0\n",
+        "viz",
+    ),
+]
+
+
+def plant(fault: Fault, tree: Path) -> None:
+    """Make the change in ``tree``."""
+    path = tree / fault.file
+    text = path.read_text()
+    if text.count(fault.old) != 1:
+        raise SystemExit(f"{fault.file} has {fault.old!r} {text.count(fault.old)} times: mend tests/planted.py")
+    path.write_text(text.replace(fault.old, fault.new))
+
+
+def copy_tree(into: Path) -> None:
+    """What tests need, so that nothing is imported from here: an editable install knows this tree, a path is first."""
+    for part in PARTS:
+        source = ROOT / part
+        ignore = shutil.ignore_patterns("__pycache__", "results", "weights")
+        if source.is_dir():
+            shutil.copytree(source, into / part, ignore=ignore)
+        else:
+            shutil.copy(source, into / part)
+    (into / "flashvid_vllm" / "ops").symlink_to("../kernels/ops")
+
+
+def main(words: list[str]) -> int:
+    """Plant the faults; 1 if one was not caught."""
+    missed = 0
+    for fault in FAULTS:
+        if words and not any(word in fault.file + fault.old for word in words):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            tree = Path(folder)
+            copy_tree(tree)
+            plant(fault, tree)
+            start = time.monotonic()
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not gpu", "-p", "no:cacheprovider"]
+            env = {**os.environ, "FLASHVID_TESTS": "quick", "PYTHONPATH": folder}
+            files = [f"tests/test_{name}.py" for name in fault.tests.split()]
+            done = subprocess.run([*command, *files], cwd=tree, env=env, capture_output=True, text=True)
+        failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        caught = done.returncode == 1 and bool(failed)
+        missed += not caught
+        by = failed[0].partition(" - ")[0] if caught else done.stdout[-300:]
+        say = "caught" if caught else "MISSED"
+        print(
+            f"{say}  {time.monotonic() - start:4.0f} s  {fault.file}: {fault.old.strip()[:50]}\n        {by}",
+            flush=True,
+        )
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
