@@ -90,6 +90,7 @@ def test_all_options() -> None:
         (["--plugin", "flashvid", "--flashvid-config", "[1]"], "expected a JSON object"),
         (["--plugin", "flashvid", "--flashvid-config", '{"alpa": 1}'], "did you mean 'alpha'"),
         (["--plugin", "flashvid", "--flashvid-config", '{"alpha": 2}'], "alpha"),
+        (["--plugin", "other"], "invalid choice: 'other'.*'flashvid'"),
         (["--plugin", "flashvid", "--video-pruning-rate", "0.5"], "video-pruning-rate 0.5"),
         (["--plugin", "flashvid", "--mm-processor-kwargs", '{"flashvid": {}}'], "--flashvid-config"),
     ],

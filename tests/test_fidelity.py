@@ -309,10 +309,10 @@ def test_clip_is_the_packages() -> None:
     """
     runtime = pytest.importorskip("onnxruntime")
     from benchmarks.clip_model import preprocess
-    from benchmarks.fidelity_clips import CAR, FENCE, RABBIT, SPEAKER, take
+    from benchmarks.fidelity_clips import CAR, RABBIT, SPEAKER, take
 
     try:
-        frames = torch.cat([preprocess(take(shot, 2)) for shot in (CAR, FENCE, RABBIT, SPEAKER)])
+        frames = torch.cat([preprocess(take(shot, 1)) for shot in (CAR, RABBIT, SPEAKER)])
         path, model = clip_model.onnx_file(), clip_model.load()
     except RuntimeError as error:
         pytest.skip(f"no package registry: {error}")

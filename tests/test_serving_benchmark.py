@@ -176,14 +176,22 @@ def test_frames_under_one_budget(
     assert all("rss_rise_mib" in entry for cell in cells for entry in cell["each"])
 
 
-@pytest.mark.slow
+class Refusing(VllmServer):
+    """In place of a server: ends as one that does not know its last option."""
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", "import sys; sys.exit(f'unrecognized: {sys.argv[-1]}')", *super().command[1:]]
+
+
 def test_a_server_that_does_not_start_says_why(
     own_store: Path, clips: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(load_runs, "VllmServer", Refusing)
     model = str(make_tiny_model("llava_onevision_clip", own_store / "tiny"))
     target = Target("tiny", "tiny", model, "tiny")
     arguments = (*common_arguments(target, FRAMES, clips[0], False), "--no-such-option")
     about = {"server": "plain", "model": "tiny", "frames": FRAMES}
     asked = Group((Run(about, Load(1, 1), tuple(clips[1:2])),), 4, clips[0], target, arguments)
-    with pytest.raises(ServerError, match="no-such-option"):
+    with pytest.raises(ServerError, match="unrecognized: --no-such-option"):
         run_all([asked], Cells(own_store / "cells.jsonl", lambda cell: cell["key"]))

@@ -120,7 +120,8 @@ def mark(process: psutil.Process) -> str | None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_server_is_stopped_when_its_user_is(number: signal.Signals, tmp_path: Path) -> None:
     code = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background job ignores
         "from tests.test_serving_tools import FakeServer, Path\n"
         f"with FakeServer('org/model', log=Path({str(tmp_path / 'log')!r}), progress=False) as server:\n"
         "    print(*(p.pid for p in server.processes()), flush=True)\n"

@@ -42,10 +42,7 @@ def answers(directory: str, name: str, speculate: bool) -> tuple[list[list[int]]
 
 @pytest.mark.parametrize(
     "family",
-    [
-        pytest.param(family, id=family.name, marks=[] if family is QWEN2_5_VL else pytest.mark.longer("a process each"))
-        for family in FAMILIES
-    ],
+    [pytest.param(family, id=family.name, marks=pytest.mark.longer("a process each")) for family in FAMILIES],
 )
 def test_ngram_speculation_is_lossless(family: Family, tmp_path: Path) -> None:
     directory = str(family.make(tmp_path / family.kind))

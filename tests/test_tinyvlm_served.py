@@ -27,7 +27,9 @@ FRAMES = 12
 RATIOS = (1.0, 0.25, 0.1)
 
 
-@pytest.mark.parametrize("positions", [None, "consecutive", "original"])
+@pytest.mark.parametrize(
+    "positions", [pytest.param(None, marks=pytest.mark.longer("plain vLLM")), "consecutive", "original"]
+)
 def test_same_answers_in_vllm(positions: str | None, tmp_path: Path) -> None:
     """A wrong position, pooling, newline or attention shows: the model is untrained, but sharp. None: plain vLLM."""
     model, tower, frames = model_of(FRAMES), small_tower(), noise(FRAMES)
@@ -69,7 +71,7 @@ def test_same_answers_in_vllm(positions: str | None, tmp_path: Path) -> None:
 
 
 def test_the_committed_weights_answer_what_they_were_trained_for() -> None:
-    """From pixels of test videos through the real tower; by guessing, 45 of 60 questions have a chance of 1e-15."""
+    """From pixels of test videos through the real tower; by guessing, 18 of 24 questions have a chance of 1e-6."""
     try:
         tower = clip_model.tower(clip_model.load())
         render(data.video("test", 0))
@@ -85,6 +87,6 @@ def test_the_committed_weights_answer_what_they_were_trained_for() -> None:
         with torch.no_grad():
             video = answers.Encoded(model.video_tokens(features), answers.pool(attention))
         correct += answers.right(model, answers.kept(video, None), data.questions("test", number))
-        if len(correct) >= 60:
+        if len(correct) >= 24:
             break
     assert sum(correct) >= 0.75 * len(correct)
