@@ -112,9 +112,9 @@ def sharp_model(models: Callable[[Any], Path]) -> Path:
     return models(QWEN2_5_VL)
 
 
-@pytest.fixture
-def clips(tmp_path: Path) -> list[Path]:
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Six different clips of 8 frames."""
     from benchmarks.load_clips import make_clips
 
-    return make_clips(6, 24, 8, tmp_path / "clips")
+    return make_clips(6, 24, 8, tmp_path_factory.mktemp("clips"))

@@ -41,12 +41,12 @@ def test_more_clips_than_can_be_cut_are_refused() -> None:
 
 
 def test_clips_are_distinct_and_the_same_every_time(tmp_path: Path) -> None:
-    first, again = (make_clips(5, 24, 4, tmp_path / name) for name in ("a", "b"))
-    assert len({hashlib.sha256(path.read_bytes()).digest() for path in first}) == 5
+    first, again = (make_clips(3, 24, 4, tmp_path / name) for name in ("a", "b"))
+    assert len({hashlib.sha256(path.read_bytes()).digest() for path in first}) == 3
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
     assert {probe(path).frames for path in first} == {4}
     written = [path.stat().st_mtime_ns for path in first]
-    assert make_clips(5, 24, 4, tmp_path / "a") == first
+    assert make_clips(3, 24, 4, tmp_path / "a") == first
     assert [path.stat().st_mtime_ns for path in first] == written
 
 

@@ -66,9 +66,7 @@ def text_tokens(sharp_model: Path) -> int:
 
 
 # at 2 frames a second, merged in pairs; in cells of 28 x 28 pixels, resized to 256 cells at most
-@pytest.mark.parametrize(
-    ("name", "num_frames", "tokens_per_frame"), [("bikes", 10, 23 * 10), ("bigbuckbunny", 5, 21 * 12)]
-)
+@pytest.mark.parametrize(("name", "num_frames", "tokens_per_frame"), [("bikes", 10, 23 * 10), ("carphone", 4, 6 * 5)])
 def test_usage_falls_exactly_as_planned(
     server: VllmServer, text_tokens: int, name: str, num_frames: int, tokens_per_frame: int
 ) -> None:
