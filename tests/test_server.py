@@ -79,7 +79,8 @@ def metrics_of(server: VllmServer) -> dict[str, float]:
 
 
 def test_metrics_count_what_is_compressed(server: VllmServer) -> None:
-    """Once a video and setting: the second time a cache has it (no test before has asked about this one). Plain videos and those kept whole do not count."""
+    """Once a video and setting: the second time a cache has it, as it would have one that a test before asked about.
+    Plain videos and those kept whole do not count."""
     video, num_frames, tokens_per_frame = clip("carphone"), 4, 6 * 5
     before = metrics_of(server)
     info = "backend=native enabled=True method=flashvid request_overrides=True retention_ratio=0.25"
