@@ -103,3 +103,20 @@ def test_absurd_times_are_refused(llm: Any, fps: float) -> None:
         with pytest.raises(ValueError, match="mend its fps or frame times" if fps else "Failed to apply"):
             greedy(llm, [wrong])
     assert greedy(llm, [right])[0].outputs[0].token_ids == before
+
+
+def test_times_add_up(llm: Any) -> None:
+    """Each of them within the language model's positions, all of them beyond: it would read past its table."""
+    one = prompt_of(f"a {VIDEO} b", [ONE])
+    frames, metadata = one["multi_modal_data"]["video"][0]
+    model = llm.llm_engine.model_config
+    reach = max(model.hf_text_config.max_position_embeddings, model.max_model_len)
+    # two fifths of the table: two seconds to a temporal position and pair of frames at 1 fps
+    speed = model.hf_config.vision_config.tokens_per_second
+    slow = (frames, metadata | {"fps": 2 * (len(frames) // 2 - 1) * speed / (1.6 * reach)})
+    alone = one | {"multi_modal_data": {"video": [slow]}}
+    before = greedy(llm, [alone])[0].outputs[0].token_ids
+    three = prompt_of(f"a {VIDEO}{VIDEO}{VIDEO} b", [ONE] * 3) | {"multi_modal_data": {"video": [slow] * 3}}
+    with pytest.raises(ValueError, match=r"6 x [\d.]+ seconds, 6 x .* span .* mend its fps or frame times"):
+        greedy(llm, [three])
+    assert greedy(llm, [alone])[0].outputs[0].token_ids == before

@@ -2,7 +2,7 @@
 """What the Qwen-VL families share: a tower of patches merged 2 x 2, M-RoPE, text between frames."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..attention import ScoringTower, frame_attention, take_scores
 from ..config import FlashVidConfig
 from ..pieces import encode_in_pieces
 from ..positions import CHANNELS, LIMIT, append_positions
-from ..processor import FlashVidProcessor, PlainVideo
+from ..processor import FlashVidProcessor, Request, plain_video_of
 from ..settings import ENABLED, KEY
 from .full_positions import FullPositionsModel
 from .separators import append_text, embed_text, take_text
@@ -35,22 +35,25 @@ class MRopeProcessor(FlashVidProcessor):
         merge = self.info.get_hf_config().vision_config.spatial_merge_size
         return _grid(item["video_grid_thw"].data.tolist(), merge)
 
-    def check_video(self, video: PlainVideo, config: FlashVidConfig | None) -> None:
-        """As `FlashVidProcessor.check_video`, and if it is to be compressed and spans more position ids than there
-        are."""
-        super().check_video(video, config)
-        if "second_per_grid_ts" not in video.fields:
-            return
-        seconds, num_frames = float(video.fields["second_per_grid_ts"].data), video.num_frames
-        ids = (num_frames - 1) * seconds * getattr(self.info.get_hf_config().vision_config, "tokens_per_second", 1.0)
+    def check_prompt(self, updates: Mapping[str, Sequence[Sequence[Any]]], request: Request) -> None:
+        """As `FlashVidProcessor.check_prompt`, and if a video is to be compressed and all of them span more position
+        ids than there are."""
+        super().check_prompt(updates, request)
+        videos = [plain_video_of(item) for item in updates.get("video", ())]
+        seconds = [float(v.fields["second_per_grid_ts"].data) for v in videos if "second_per_grid_ts" in v.fields]
+        speed = getattr(self.info.get_hf_config().vision_config, "tokens_per_second", 1.0)
+        ids = [(video.num_frames - 1) * s * speed for video, s in zip(videos, seconds, strict=False)]
         # vLLM's table of rotary embeddings goes four times as far as the model, for times; leave room for a prompt
         model = self.info.ctx.model_config
         reach = max(model.hf_text_config.max_position_embeddings, model.max_model_len)
         limit = min(LIMIT, 4 * reach - model.max_model_len)
-        if not 0 <= ids < limit and video.is_compressed_by(config):
+        if all(x >= 0 for x in ids) and sum(ids) < limit:
+            return
+        if any(video.is_compressed_by(request.config) for video in videos):
+            told = ", ".join(f"{v.num_frames} x {s:g} seconds" for v, s in zip(videos, seconds, strict=False))
             raise ValueError(
-                f"at {seconds} seconds between {num_frames} temporal positions a video spans {ids} position ids, and a "
-                f"compressed one may span fewer than {limit}: mend its fps or frame times, or send "
+                f"the temporal positions of this prompt's videos ({told}) span {sum(ids):g} position ids, and beside "
+                f"compressed ones they may span fewer than {limit}: mend its fps or frame times, or send "
                 f'"mm_processor_kwargs": {{"{KEY}": {{"{ENABLED}": false}}}}'
             )
 
