@@ -19,7 +19,7 @@ PYTEST = $(BIN)/python -m pytest -q -m "$(MARKS)" -n $(WORKERS) --dist loadscope
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full compat check bench fidelity serving frames soak tinyvlm clean
+.PHONY: help setup demo test test-full compat check wheel bench fidelity serving frames soak tinyvlm clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ check: setup ## lint, format and types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+
+wheel: setup ## dist/: a wheel that installs without a compiler, and the source distribution
+	@$(BIN)/python -m tests.wheel
 
 bench: setup ## time the operations
 	@$(BIN)/python -m benchmarks.bench_ops

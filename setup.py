@@ -3,7 +3,8 @@
 
 The extension is optional: without pybind11 or a working compiler the install says so in one line and succeeds,
 and torch serves. FLASHVID_NATIVE=0 leaves it out, FLASHVID_CUDA=0 its CUDA part; FLASHVID_SANITIZE=1 builds it
-with AddressSanitizer and UndefinedBehaviorSanitizer.
+with AddressSanitizer and UndefinedBehaviorSanitizer. FLASHVID_OPENMP=torch is for wheels (tests/wheel.py): the
+extension names no OpenMP runtime and takes the one that torch has brought.
 """
 
 import os
@@ -18,6 +19,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
+TORCHS_OPENMP = os.environ.get("FLASHVID_OPENMP") == "torch"
 SANITIZE = os.environ.get("FLASHVID_SANITIZE", "0") == "1"
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 # Only these files use more than the baseline; dispatch.cpp calls them where the machine can.
@@ -85,7 +87,8 @@ class BuildNative(build_ext):
     def _build(self, ext: Extension, includes: list[str], objects: list[str], libraries: list[str]) -> None:
         command = [os.environ.get("CXX") or "c++"]
         flags = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
-        link = ["-shared", "-fopenmp"]
+        # -z now: without a runtime the import fails, not a call later, which would end the process
+        link = ["-shared", "-Wl,-z,now"] if TORCHS_OPENMP else ["-shared", "-fopenmp"]
         if X86:
             flags.append("-DFLASHVID_X86")
         if SANITIZE:

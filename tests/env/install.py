@@ -257,7 +257,7 @@ def set_up(environment: Environment, device: str) -> None:
     if not (environment.foreign and environment.has_vllm()):
         install_vllm(steps, install, env, device)
     tools = ["-r", "requirements-tools.txt"]
-    for group in ("dev", "bench"):
+    for group in ("dev", "dist", "bench"):
         tools += ["--group", f"{ROOT / 'pyproject.toml'}:{group}"]
     steps.check("tools", [*install, *tools], env)
     steps.check("this project, editable", [*install, "--no-deps", "--editable", ROOT], env)
