@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,14 +34,19 @@ ALONE = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'ditable' n
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of the source without anything built."""
+    return copy_source(tmp_path / "source")
+
+
+def copy_source(to: Path) -> Path:
+    """The source as it would be cloned."""
     for name in BUILD_INPUTS:
-        source, target = ROOT / name, tmp_path / "source" / name
+        source, target = ROOT / name, to / name
         if source.is_dir():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
         else:
             target.parent.mkdir(exist_ok=True)
             shutil.copy(source, target)
-    return tmp_path / "source"
+    return to
 
 
 def setup(tree: Path, *command: str, **environment: str) -> str:
@@ -53,6 +58,14 @@ def setup(tree: Path, *command: str, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
+
+
+def package_files(tree: Path) -> Iterator[str]:
+    """Every file of a source tree that belongs into the package, by its name there."""
+    for folder, package in (("flashvid_vllm", "flashvid_vllm"), ("kernels/ops", "flashvid_vllm/ops")):
+        for path in (tree / folder).rglob("*"):
+            if path.is_file() and path.suffix not in (".so", ".pyc"):
+                yield f"{package}/{path.relative_to(tree / folder)}"
 
 
 def wheel_of(tree: Path) -> list[str]:
@@ -82,7 +95,10 @@ def test_without_a_compiler_torch_serves(tree: Path, environment: dict[str, str]
 def test_it_can_be_left_out(tree: Path) -> None:
     output = setup(tree, "bdist_wheel", FLASHVID_NATIVE="0")
     assert "no native backend" not in output
-    assert not any(name.endswith(".so") for name in wheel_of(tree))
+    names = wheel_of(tree)
+    assert not any(name.endswith(".so") for name in names)
+    missing = set(package_files(tree)) - set(names)
+    assert not missing, f"not in setup.py's packages or package_data: {missing}"
 
 
 def test_the_source_distribution_carries_the_source(tree: Path) -> None:
