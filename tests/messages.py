@@ -92,7 +92,7 @@ def texts(tree: ast.AST) -> Iterator[ast.expr]:
 
 def _texts_at(node: ast.AST) -> Iterator[ast.expr]:
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-        yield node.exc.args[0]
+        yield max(node.exc.args, key=lambda arg: max(map(_letters, _parts(arg))))  # beside a status, say
     elif isinstance(node, ast.Call) and node.args:
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
         to_stderr = any(ast.unparse(word.value) == "sys.stderr" for word in node.keywords if word.arg == "file")

@@ -302,7 +302,7 @@ def test_no_message_is_made_where_it_is_not_seen() -> None:
 @pytest.mark.parametrize(
     ("code", "found"),
     [
-        ("raise ValueError(f'bad {x!r}; give {\"one\" if y else \"two\"}')", ["bad …; give one", "bad …; give two"]),
+        ('raise ValueError(f\'bad {x!r}; give {"one" if y else "two"}\')', ["bad …; give one", "bad …; give two"]),
         ("raise ValueError('a ' 'b ' + f'{c}')", ["a b …"]),
         ("logger.warning('%s is slow', x)", ["… is slow"]),
         ("print('careful now', file=sys.stderr)", ["careful now"]),
