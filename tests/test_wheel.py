@@ -89,11 +89,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     torch = next(
         line for line in (ROOT / "tests/env/requirements-cpu.txt").read_text().splitlines() if line.startswith("torch=")
     )
-    install = [uv, "pip", "install", "--python", made / "bin" / "python", torch, wheel]
-    for command in ([uv, "venv", "--python", sys.executable, made], install):
-        if subprocess.run(command, env=environment, capture_output=True).returncode:
-            # torch's CPU build from its own index, as in tests/env/install.py
-            subprocess.run([*command, "--torch-backend", "cpu"], env=environment, check=True)
+    subprocess.run([uv, "venv", "--python", sys.executable, made], env=environment, check=True)
+    install: list[str | Path] = [uv, "pip", "install", "--python", made / "bin" / "python", torch, wheel]
+    if subprocess.run(install, env=environment, capture_output=True).returncode:
+        # torch's CPU build from its own index, as in tests/env/install.py
+        subprocess.run([*install, "--torch-backend", "cpu"], env=environment, check=True)
     return Installed(wheel, archive, made / "bin")
 
 
