@@ -17,7 +17,16 @@ from flashvid_vllm.cli import add_options
 from flashvid_vllm.compat import VLLM_BELOW, VLLM_MIN
 from flashvid_vllm.config import CONFIG_KEYS, DEFAULT_RETENTION_RATIO, FlashVidConfig
 from flashvid_vllm.models import FAMILIES, QWEN_PRESET
-from flashvid_vllm.settings import CONSECUTIVE, KEY, REQUEST_KEYS, SERVER_KEYS, check_request
+from flashvid_vllm.settings import (
+    BACKEND,
+    CONSECUTIVE,
+    ENABLED,
+    KEY,
+    REQUEST_KEYS,
+    REQUEST_OVERRIDES,
+    SERVER_KEYS,
+    check_request,
+)
 from flashvid_vllm.tools.__main__ import COMMANDS
 
 from . import messages
@@ -249,6 +258,34 @@ def test_the_models_are_those_that_are_served() -> None:
     for family in FAMILIES.values():
         stem = family.examples.split(" ")[0].split("*")[0].removesuffix("-2B")
         assert stem.rstrip("-") in said, family.examples
+
+
+# ---- metrics
+
+
+def test_every_metric_has_its_row(tmp_path: Path) -> None:
+    """By the name that /metrics shows, with its kind; and the labels are those that the model gives."""
+    pytest.importorskip("prometheus_client")
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    from flashvid_vllm.metrics import Metrics
+
+    Metrics(str(tmp_path), {"method": "flashvid"})
+    there = {
+        family.name + ("_total" if family.type == "counter" else ""): family.type
+        for family in MultiProcessCollector(None, str(tmp_path)).collect()
+    }
+    rows = table("metrics.md", "metric")
+    assert {row[0].strip("`"): row[1].split(",")[0] for row in rows} == there
+    (labels,) = [row[2] for row in rows if "settings_info" in row[0]]
+    given = (ROOT / "flashvid_vllm" / "models" / "base.py").read_text()
+    shown = re.search(r"for name in \((.*?)\)}", given)
+    assert shown
+    assert "return metrics.of_worker({**shown, BACKEND: backend, **on})" in given
+    assert "on = {ENABLED: " in given
+    assert "REQUEST_OVERRIDES: " in given
+    names = [*re.findall(r'"(\w+)"', shown[1]), BACKEND, ENABLED, REQUEST_OVERRIDES]
+    assert re.findall(r"`(\w+)`", labels) == names
 
 
 # ---- troubleshooting
