@@ -3,7 +3,7 @@
 
 A message is a text with "…" for what is only known at run time. Found are the texts
 
-- of ``raise``, of a logger's warnings and errors, of argparse's ``error`` and ``exit``, and printed to stderr;
+- of ``raise`` and of errors that are returned to be raised, of a logger's warnings and errors, of argparse's ``error`` and ``exit``, and printed to stderr;
 - in lists of (condition, text), as `compat._refuse_unsupported` has one;
 - of C++'s ``throw``;
 - in what a function of ``TOLD_BY`` returns, or one of ``GIVEN_TO`` is given, which one of these passes on.
@@ -91,8 +91,10 @@ def texts(tree: ast.AST) -> Iterator[ast.expr]:
 
 
 def _texts_at(node: ast.AST) -> Iterator[ast.expr]:
-    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-        yield max(node.exc.args, key=lambda arg: max(map(_letters, _parts(arg))))  # beside a status, say
+    error = node.exc if isinstance(node, ast.Raise) else node.value if isinstance(node, ast.Return) else None
+    if isinstance(error, ast.Call) and error.args and (isinstance(node, ast.Raise) or _is_error(error)):
+        if ast.unparse(error.func) != "SystemExit":
+            yield max(error.args, key=lambda arg: max(map(_letters, _parts(arg))))  # beside a status, say
     elif isinstance(node, ast.Call) and node.args:
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
         to_stderr = any(ast.unparse(word.value) == "sys.stderr" for word in node.keywords if word.arg == "file")
@@ -111,6 +113,10 @@ def _texts_at(node: ast.AST) -> Iterator[ast.expr]:
             if isinstance(pair, ast.Tuple) and len(pair.elts) == 2 and _is_prose(pair.elts[1]):
                 condition = pair.elts[0]
                 yield from [pair.elts[1]] if isinstance(condition, ast.Compare | ast.BoolOp | ast.Call) else []
+
+
+def _is_error(call: ast.Call) -> bool:
+    return ast.unparse(call.func).endswith("Error")
 
 
 def _is_prose(node: ast.expr) -> bool:

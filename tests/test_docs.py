@@ -290,11 +290,11 @@ def test_every_metric_has_its_row(tmp_path: Path) -> None:
 
 # ---- troubleshooting
 
-# Whose words are made elsewhere: by a function of TOLD_BY, or by the callers of an argparse parser.
+# File -> what it passes on, in words that are made elsewhere.
 PASSED_ON = {
-    ("flashvid_vllm/cli.py", "unsupported"),
-    ("setup.py", "f'flashvid_vllm: {message}'"),
-    ("flashvid_vllm/viz/__main__.py", "f'{self.prog}: error: {message}\\n'"),
+    "flashvid_vllm/cli.py": "compat.unsupported_vllm's",
+    "flashvid_vllm/viz/__main__.py": "argparse's, under our name",
+    "setup.py": "say's callers'",
 }
 
 
@@ -333,7 +333,7 @@ def test_entries_say_something() -> None:
 
 
 def test_no_message_is_made_where_it_is_not_seen() -> None:
-    assert messages.without_words() == PASSED_ON
+    assert {file for file, _ in messages.without_words()} == set(PASSED_ON), messages.without_words()
 
 
 @pytest.mark.parametrize(
@@ -341,6 +341,8 @@ def test_no_message_is_made_where_it_is_not_seen() -> None:
     [
         ('raise ValueError(f\'bad {x!r}; give {"one" if y else "two"}\')', ["bad …; give one", "bad …; give two"]),
         ("raise ValueError('a ' 'b ' + f'{c}')", ["a b …"]),
+        ("raise RequestError(400, f'no {x} here')", ["no … here"]),
+        ("def f():\n return RequestError(502, 'nothing answers')", ["nothing answers"]),
         ("logger.warning('%s is slow', x)", ["… is slow"]),
         ("print('careful now', file=sys.stderr)", ["careful now"]),
         ("try:\n f()\nexcept OSError as error:\n raise ValueError(str(error))", []),
