@@ -3,7 +3,8 @@
 
 A message is a text with "…" for what is only known at run time. Found are the texts
 
-- of ``raise`` and of errors that are returned to be raised, of a logger's warnings and errors, of argparse's ``error`` and ``exit``, and printed to stderr;
+- of ``raise`` and of errors that are returned to be raised;
+- of a logger's warnings and errors, of argparse's ``error`` and ``exit``, and printed to stderr;
 - in lists of (condition, text), as `compat._refuse_unsupported` has one;
 - of C++'s ``throw``;
 - in what a function of ``TOLD_BY`` returns, or one of ``GIVEN_TO`` is given, which one of these passes on.
@@ -140,4 +141,6 @@ def _parts(node: ast.expr) -> list[str]:
         return _parts(node.body) + _parts(node.orelse)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return [left + right for left in _parts(node.left) for right in _parts(node.right)]
+    if isinstance(node, ast.Call) and len(node.args) == 1 and isinstance(node.args[0], ast.JoinedStr | ast.BinOp):
+        return _parts(node.args[0])  # of what shortens or escapes it
     return ["…"]
