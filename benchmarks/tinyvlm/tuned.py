@@ -2,6 +2,7 @@
 """`flashvid tune` on this model and its test questions, held against the benchmark's own tables."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import cv2
 from flashvid_vllm.settings import CONSECUTIVE, ORIGINAL
 from flashvid_vllm.tune.__main__ import main as tune
 
+from ..clips import ROOT
+from ..record import fingerprint as fingerprint_of_files
+from ..record import fingerprint_of, plugin_sources
 from . import data
 from .answers import MOST_TOKENS
 from .features import CACHE
@@ -17,11 +21,21 @@ from .features import fingerprint as features_fingerprint
 from .grid import SPREAD, chosen
 from .model import build, load_weights
 from .scenes import render
-from .served import fingerprint
 
 VIDEOS = 80
 RATIOS = (0.25, 0.10)
 SERVER = ("--dtype", "float32", "--max-model-len", "4096", "--enforce-eager")
+
+
+TOOLS = ("tune", "tools", "viz")  # folders of the plugin that no answer depends on
+
+
+def fingerprint(weights: Path) -> str:
+    """What the answers depend on, as 12 hexadecimal digits: weights, frames, the plugin but for its tools."""
+    package = ROOT / "flashvid_vllm"
+    serving = [path for path in package.rglob("*.py") if path.relative_to(package).parts[0] not in TOOLS]
+    files = {*plugin_sources(), *serving, weights}
+    return fingerprint_of((fingerprint_of_files(files), features_fingerprint("test")))
 
 
 def numbers(count: int) -> list[int]:
@@ -57,6 +71,7 @@ def run(weights: Path, count: int, results: Path) -> bool:
         build(load_weights(weights), directory)
     questions = export(count, CACHE / f"tune-{features_fingerprint('test')}")
     report = CACHE / f"tune-{count}-{mark}.html"
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else vLLM wants most of the memory that is free
     code = tune([
         str(questions), "--model", str(directory), "--ratios", *map(str, RATIOS), "--positions", CONSECUTIVE, ORIGINAL,
         "--choices", "words", "--max-tokens", str(MOST_TOKENS), "--concurrency", "2", "--timed", "4",
@@ -94,9 +109,10 @@ def compare(found: dict[str, Any], tables: list[dict[str, Any]]) -> tuple[str, b
     first = found["rows"][0]
     text = f"""# `flashvid tune` on the small video LLM, beside its own tables
 
-`python -m benchmarks.tinyvlm tune`: {first["known"]} test questions about {first["videos"]} of the 320 test videos, asked by
-`flashvid tune --positions consecutive original` of two servers in turn; the tables are [accuracy.md](accuracy.md)'s, from
-torch on all 320 videos. Percent, with 95 % intervals over videos. `inside`: the tables' accuracy lies in tune's interval.
+`python -m benchmarks.tinyvlm tune`: {first["known"]} test questions about {first["videos"]} of the 320 test videos,
+asked by `flashvid tune --positions consecutive original` of two servers in turn; the tables are those of
+[accuracy.md](accuracy.md), from torch on all 320 videos. Percent, with 95 % intervals over videos. `inside`: the
+accuracy of the tables lies in tune's interval.
 
 | | prompt tokens | same answer as plain | accuracy, tune | accuracy, tables | inside |
 |---|---:|---:|---:|---:|---:|

@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,6 +21,7 @@ from ..viz import UserError
 
 START_SECONDS = 1800  # a model may have to be downloaded
 PATIENCE = 20  # seconds between SIGTERM and SIGKILL
+_ERROR = re.compile(r"\b[A-Z]\w*Error: .*")
 _OWN = ("--host", "--port", "--plugin", "--uds")
 
 
@@ -75,8 +77,11 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path, seconds: float)
         time.sleep(0.5)
 
 
-def _tail(log: Path, lines: int = 25) -> str:
-    return "\n".join([*log.read_text(errors="replace").splitlines()[-lines:], f"(all of it: {log})"])
+def _tail(log: Path, lines: int = 12) -> str:
+    """The errors in the log, which vLLM tells long before its end, and the end."""
+    text = log.read_text(errors="replace").splitlines()
+    errors = [line[match.start() :] for line in text if (match := _ERROR.search(line))]
+    return "\n".join([*list(dict.fromkeys(errors))[:3], "...", *text[-lines:], f"(all of it: {log})"])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -114,11 +114,17 @@ class Collector:
     def _item(
         self, item: Item, steps: Sequence[Callable[[], None]], stop: threading.Event, advance: Callable[[], None]
     ) -> None:
-        for step in steps:
-            if stop.is_set():
-                return
-            step()
-            advance()
+        try:
+            for step in steps:
+                if stop.is_set():
+                    return
+                step()
+                advance()
+                if self.results.get(ANSWER, item.key, PLAIN) is None:  # nothing else of it could be compared
+                    return
+        except BaseException:
+            stop.set()
+            raise
 
     def _answer(self, client: Client, item: Item, setting: Setting) -> None:
         answer = self._try(item, setting.name, partial(client.ask, item, setting.request, self.asking))
@@ -128,9 +134,7 @@ class Collector:
             )
 
     def _score(self, client: Client, item: Item, name: str, video: Video, setting: Setting) -> None:
-        known = self.results.get(ANSWER, item.key, PLAIN)
-        if known is None:  # it failed, which was told
-            return
+        known = self.results.lines[ANSWER, item.key, PLAIN]
         said = Answer(known["text"], known["ids"], known["prompt_tokens"])
         found = self._try(
             item,
