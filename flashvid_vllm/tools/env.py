@@ -36,10 +36,9 @@ _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][^\s:;,'\"()]+)+[\\/]?")
 
 def main(argv: list[str]) -> int:
     """Print it; always 0."""
-    parser = Parser("flashvid env", HELP)
-    parser.add_argument("--json", action="store_true")
+    options = _make_parser().parse_args(argv)
     found = environment()
-    print(json.dumps(found, indent=1) if parser.parse_args(argv).json else as_text(found))
+    print(json.dumps(found, indent=1) if options.json else as_text(found))
     return 0
 
 
@@ -115,3 +114,9 @@ def _version(name: str) -> str | None:
     with contextlib.suppress(PackageNotFoundError):
         return version(name)
     return None
+
+
+def _make_parser() -> Parser:
+    parser = Parser("flashvid env", HELP)
+    parser.add_argument("--json", action="store_true")
+    return parser

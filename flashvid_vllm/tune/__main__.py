@@ -37,7 +37,7 @@ DATA: JSONL of video, question[, choices, answer], or a folder of videos.
   --timed N        items timed, 5        --no-likelihood leave it out
   --timeout S      of a request, 600     --body JSON     in every request
   --results FILE   of answers; the same command goes on where it was (--fresh)
-  -o FILE.html     a report, and FILE.json      -h, --help       this text
+  -o, --output FILE.html   a report, and FILE.json     -h, --help  this text
 examples:
   flashvid tune clips/ --base-url http://localhost:8000/v1 -o report.html
   flashvid tune qa.jsonl --model Qwen/Qwen2.5-VL-3B-Instruct -- --dtype float16
