@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """A server with the OpenAI answers that `flashvid tune` reads, and a "model" whose answers follow from the ratio.
 
-A video is the bytes that are sent. One that begins with b"fragile" is answered otherwise below a ratio of 0.2, with
-b"robust" never; b"broken" is refused, as a video that cannot be decoded. Free text is eight words, of which a fragile
-video's last 8 * (1 - ratio) change, and a token of the plain answer has the log-probability
--0.1 - (1 - ratio), or -2.1 if another video is shown.
+A video is the bytes that are sent. One that begins with b"fragile", or a question with that word, is answered
+otherwise below a ratio of 0.2, others never; b"broken" is refused, as a video that cannot be decoded. Free text is
+eight words, of which a fragile video's last 8 * (1 - ratio) change, and a token of the plain answer has the
+log-probability -0.1 - (1 - ratio), or -2.1 if another video is shown.
 """
 
 import base64
@@ -30,13 +30,15 @@ class FakeServer:
         mode: what it makes of settings.
         bodies: every request about a video, as it came.
         gone_after: so many of these are answered; then it hangs up. None: all.
+        ends_after: so many are answered; then it ends.
         models: their names.
     """
 
     def __init__(self, mode: str = PLUGIN) -> None:
-        self.mode, self.models, self.gone_after = mode, ["fake"], None
+        self.mode, self.models = mode, ["fake"]
         self.bodies: list[dict[str, Any]] = []
         self.gone_after: int | None = None
+        self.ends_after: int | None = None
         self.version, self.lock = "0.32.0", threading.Lock()
         outer = self
 
@@ -65,10 +67,13 @@ class FakeServer:
                 self.wfile.write(data)
 
         self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.block_on_close = False
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
     def close(self) -> None:
+        if self._http.socket.fileno() < 0:
+            return
         self._http.shutdown()
         self._http.server_close()
 
@@ -82,14 +87,18 @@ class FakeServer:
             return 200, {"choices": [{"message": {"content": "Hi"}, "token_ids": [1]}], "usage": {"prompt_tokens": 3}}
         with self.lock:
             self.bodies.append(body)
+            if self.ends_after is not None and len(self.bodies) > self.ends_after:
+                self.close()
+                return 0, None
             if self.gone_after is not None and len(self.bodies) > self.gone_after:
                 return 0, None
         video = base64.b64decode(content[0]["video_url"]["url"].split(",", 1)[1])
         question = content[1]["text"]
+        fragile = video.startswith(b"fragile") or "fragile" in question
         if video.startswith(b"broken"):
             return 400, {"error": {"message": "cannot decode <b>this</b> video"}}
         usage = {"prompt_tokens": 10 + round(1000 * ratio)}
-        changes = video.startswith(b"fragile") and ratio < 0.2
+        changes = fragile and ratio < 0.2
         if "structured_outputs" in body:
             letters = body["structured_outputs"]["choice"]
             text = letters[(_number(video, question) + changes) % len(letters)]
@@ -102,7 +111,7 @@ class FakeServer:
             tail = [WORDS.index(word) + 3 for word in said]
             steps = [None, *({str(i): {"logprob": value}} for i in tail)]
             return 200, {"choices": [{}], "usage": usage, "prompt_token_ids": [9, *tail], "prompt_logprobs": steps}
-        kept = round(8 * ratio) if video.startswith(b"fragile") else 8
+        kept = round(8 * ratio) if fragile else 8
         ids = [*ids[:kept], *(3 + (i - 2) % len(WORDS) for i in ids[kept:])]
         text = " ".join(WORDS[i - 3] for i in ids)
         message = {"message": {"content": text}, "delta": {"content": ""}, "token_ids": [*ids, END]}

@@ -109,13 +109,23 @@ def test_interrupted_it_goes_on_where_it_was(tune: Any, server: FakeServer, tmp_
     assert len(results.read_text().splitlines()) == 1 + 13
     with results.open("a") as file:
         file.write('{"kind": "answer", "item": "cut')
-    server.gone_after, server.bodies = None, []
+    server.gone_after = None
+    server.bodies = []
     code, _, _ = tune(data, "--ratios", "0.5")
     assert code == 0
     assert len(server.bodies) == 10 * 2 - 13
     server.bodies = []
     assert tune(data, "--ratios", "0.5")[0] == 0  # all is known: nothing is asked, and it is told again
     assert server.bodies == []
+
+
+def test_a_server_that_ends_is_not_asked_on(tune: Any, server: FakeServer, tmp_path: Path) -> None:
+    """What was answered is kept, and the rest is no list of hundreds of failures."""
+    server.ends_after = 7
+    code, _, err = tune(choices(tmp_path, ["robust"] * 30), "--concurrency", "1")
+    assert code == 2
+    assert "is the server running? What was answered is kept in" in err
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1 + 7
 
 
 def test_ctrl_c_says_how_to_go_on(tune: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -309,7 +319,7 @@ def test_times_are_taken_alone_and_past_the_caches(tune: Any, server: FakeServer
         assert len(used) == len(timed)
     assert len({body["messages"][0]["content"][0]["video_url"]["url"] for body in timed}) == 3
     assert by_name(tmp_path)["R = 0.5"]["first_token"][0] > 0
-    assert "first token, s" in out
+    assert "TTFT, s" in out
 
 
 class Tags(HTMLParser):
@@ -348,7 +358,7 @@ def test_the_page_runs_nothing_that_a_video_or_a_model_says(tune: Any, server: F
     assert not re.search(r"url\(|@import|https?://", page)
 
 
-def test_frames_of_what_differs_are_shown(tune: Any, tmp_path: Path) -> None:
+def test_frames_of_what_differs_are_shown(tune: Any, server: FakeServer, tmp_path: Path) -> None:
     """A folder of images is a video: sent as vLLM's list of frames, and shown where its answer changes."""
     cv2 = pytest.importorskip("cv2")
     import numpy as np
@@ -356,13 +366,14 @@ def test_frames_of_what_differs_are_shown(tune: Any, tmp_path: Path) -> None:
     (tmp_path / "clip").mkdir()
     for number in range(9):
         cv2.imwrite(str(tmp_path / "clip" / f"{number}.png"), np.full((90, 320, 3), 20 * number, np.uint8))
-    # the fake server reads the first frame's bytes, a PNG: neither fragile nor robust, so an empty answer is not it
-    entry = {"video": "clip", "question": "What?"}
+    entry = {"video": "clip", "question": "A fragile <b>?", "choices": ["x", "y"]}
     (tmp_path / "data.jsonl").write_text(json.dumps(entry))
-    from flashvid_vllm.tune.data import load
-    from flashvid_vllm.tune.pictures import frames_of
-
-    video = load(tmp_path / "data.jsonl").items[0].video
-    assert video.url().startswith("data:video/jpeg;base64,")
-    assert video.url().count(",") == 9
-    assert len(frames_of(video)) == 6
+    code, _, _ = tune(tmp_path / "data.jsonl", "--ratios", "0.5", "0.1")
+    assert code == 0
+    sent = server.bodies[0]["messages"][0]["content"][0]["video_url"]["url"]
+    assert sent.startswith("data:video/jpeg;base64,")
+    assert sent.count(",") == 9
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<img src="data:image/jpeg;base64,') == 6
+    assert 'class="differs"><b>R = 0.1</b>' in page
+    assert "R = 0.5</b>" in page

@@ -117,6 +117,12 @@ def test_a_bound_just_below_the_bar_does_not_read_as_the_bar() -> None:
     assert "98.0" not in sentence
 
 
+def test_times_stay_above_nothing() -> None:
+    """An interval about the median of few videos, one of them slow, that reaches below 0 seconds."""
+    value, low, high = stats.median(np.array([0.1, 0.11, 0.12, 5.0]), np.arange(4))
+    assert 0 < low < value < high
+
+
 def test_none_keeps_enough() -> None:
     advice = advise([row(0.5, (0.9, 0.85, 0.94)), row(0.1, (0.5, 0.4, 0.6))], 0.98, AGREEMENT, "m", None)
     assert (advice.verdict, advice.options) == (NONE, "")

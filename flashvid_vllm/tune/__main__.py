@@ -16,6 +16,7 @@ from ..cli import json_object, number
 from ..settings import CONSECUTIVE, ORIGINAL
 from ..tools.command import Parser, count
 from ..viz import UserError
+from .client import Gone
 from .data import Data, load
 from .grid import RATIOS, Setting, settings
 
@@ -62,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _check(options, arguments[at + 1 :])
         return run(options, arguments[at + 1 :])
+    except Gone as error:
+        parser.error(f"{error} What was answered is kept in {options.results}: the same command goes on there")
     except UserError as error:
         parser.error(str(error))
     except KeyboardInterrupt:

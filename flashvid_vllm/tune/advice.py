@@ -57,8 +57,8 @@ def advise(rows: Sequence[Row], keep: float, by: str, model: str, beside: Sequen
         command = shlex.join(["vllm", "serve", model, *(beside or [])]) + f" {options}"
         rest = "" if beside is not None else ", and the other options that the server has now"
         sentence = (
-            f"{best.setting.name} is the smallest that keeps {_bar(keep)} % of {what} ({_percent(value)}, "
-            f"lower bound {_percent(low)}; {best.prompt_tokens and best.prompt_tokens[0]:.0f} prompt tokens); "
+            f"{best.setting.name} is the smallest that keeps {_bar(keep)} % of {what} ({_percent(value, keep)}, "
+            f"lower bound {_percent(low, keep)}; {best.prompt_tokens and best.prompt_tokens[0]:.0f} prompt tokens); "
             f"serve with: {command}{rest}"
         )
         smaller = [row for row in unclear if _tokens(row) < _tokens(best)]
@@ -68,11 +68,9 @@ def advise(rows: Sequence[Row], keep: float, by: str, model: str, beside: Sequen
     if not unclear:
         best = max(judged, key=lambda row: _bounds(row, by)[0])
         value, _, high = _bounds(best, by)
-        return Advice(
-            NONE,
-            f"None of them keeps {_bar(keep)} % of {what}: the best, {best.setting.name}, keeps {_percent(value)} "
-            f"(upper bound {_percent(high)}). Try larger ratios, other --methods or --positions, or a lower --keep.",
-        )
+        found = f"the best, {best.setting.name}, keeps {_percent(value, keep)} (upper bound {_percent(high, keep)})"
+        remedy = "Try larger ratios, other --methods or --positions, or a lower --keep."
+        return Advice(NONE, f"None of them keeps {_bar(keep)} % of {what}: {found}. {remedy}")
     return _too_few(unclear, keep, by, what)
 
 
@@ -81,8 +79,8 @@ def _too_few(unclear: Sequence[Row], keep: float, by: str, what: str) -> Advice:
     row = above[0] if above else max(unclear, key=lambda row: _bounds(row, by)[0])
     value, low, high = _bounds(row, by)
     needed = _needed(row, by, keep)
-    found = f"{row.setting.name} keeps {_percent(value)} of {what}"
-    found += f" (between {_percent(low)} and {_percent(high)})" if math.isfinite(low) else ""
+    found = f"{row.setting.name} keeps {_percent(value, keep)} of {what}"
+    found += f" (between {_percent(low, keep)} and {_percent(high, keep)})" if math.isfinite(low) else ""
     videos = f"{row.videos} video{'s' if row.videos != 1 else ''}"
     if row.videos == 1 and needed is None:
         more = "one video tells nothing about others; begin with 20"
@@ -112,9 +110,12 @@ def _tokens(row: Row) -> float:
     return row.prompt_tokens[0]
 
 
-def _percent(value: float) -> str:
-    """Cut, not rounded, so that 97.96 does not read as the 98.0 that it is below."""
-    return f"{math.floor(value * 1000 + 1e-9) / 10:.1f}" if math.isfinite(value) else "?"
+def _percent(value: float, keep: float) -> str:
+    """Rounded, but never up to or beyond the bar: 97.96 does not read as the 98.0 that it is below."""
+    if not math.isfinite(value):
+        return "?"
+    rounded = round(1000 * value)
+    return f"{(rounded - 1 if value < keep <= rounded / 1000 else rounded) / 10:.1f}"
 
 
 def _bar(keep: float) -> str:

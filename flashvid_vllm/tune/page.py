@@ -113,7 +113,7 @@ def _figure(summary: Summary, keep: float) -> str:
         svg.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         svg.append(f'<text x="{_LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{100 * value:g} %</text>')
     svg.append(f'<line class="bar" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(keep):.1f}" y2="{y(keep):.1f}"/>')
-    svg.append(f'<text class="soft" x="{_LEFT + 4}" y="{y(keep) - 5:.1f}">--keep {keep:g}</text>')
+    svg.append(f'<text class="soft" x="{_LEFT + 4}" y="{y(keep) + 14:.1f}">--keep {keep:g}</text>')
     for line in _lines(rows):
         points = " ".join(f"{x(_first(row.prompt_tokens)):.1f},{y(_first(row.kept(summary.by))):.1f}" for row in line)
         svg.append(f'<polyline class="line" points="{points}"/>')

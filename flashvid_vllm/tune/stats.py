@@ -35,10 +35,11 @@ def ratio(above: np.ndarray, below: np.ndarray, video: np.ndarray) -> Estimate:
 
 
 def median(values: np.ndarray, video: np.ndarray) -> Estimate:
-    """The median over videos of each one's mean, with the interval of `ratio`."""
+    """The median over videos of each one's mean, all above 0, with the interval of `ratio`, taken of logarithms."""
     _, index = np.unique(video, return_inverse=True)
-    means = np.bincount(index, weights=values) / np.bincount(index)
-    return _stretched(float(np.median(means)), len(means), lambda drawn: np.median(means[drawn], axis=1))
+    means = np.log(np.bincount(index, weights=values) / np.bincount(index))
+    value, low, high = _stretched(float(np.median(means)), len(means), lambda drawn: np.median(means[drawn], axis=1))
+    return math.exp(value), math.exp(low), math.exp(high)
 
 
 def share(values: np.ndarray, video: np.ndarray) -> Estimate:

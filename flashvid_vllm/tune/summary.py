@@ -179,7 +179,8 @@ class _Table:
         row.free = len(counted) - row.choices
         if counted:
             agree = np.array([self._agree(*entry) for entry in counted], float)
-            row.agreement = stats.share(agree, _videos([item for item, *_ in counted]))
+            videos = _videos([item for item, *_ in counted])
+            row.agreement = (1.0, 1.0, 1.0) if row.setting.is_plain else stats.share(agree, videos)
         common = [_common(a["ids"], b["ids"]) for item, a, b in both if not item.choices]
         row.common_tokens = float(np.mean(common)) if common else None
 

@@ -15,14 +15,14 @@ def columns(summary: Summary) -> list[tuple[str, list[Cell]]]:
     rows = summary.rows
     plain = rows[0].prompt_tokens
     found: list[tuple[str, list[Cell]]] = [
-        ("prompt tokens", [_cell(row.prompt_tokens, "{:.0f}") for row in rows]),
+        ("tokens", [_cell(row.prompt_tokens, "{:.0f}") for row in rows]),
         ("of plain", [_share_of(row.prompt_tokens, plain) for row in rows]),
-        ("first token, s", [_cell(row.first_token, "{:.3g}") for row in rows]),
+        ("TTFT, s", [_cell(row.first_token, "{:.3g}") for row in rows]),
         ("x plain", [_cell(row.first_token_ratio, "{:.2f}") for row in rows]),
         (_agreement(rows), [_cell(row.agreement, "{:.1%}") for row in rows]),
-        ("same first tokens", [_number(row.common_tokens, "{:.1f}") for row in rows]),
-        ("log-probability", [_number(row.logprob, "{:.3f}") for row in rows]),
-        ("likelihood kept", [_cell(row.likelihood, "{:.1%}") for row in rows]),
+        ("same tokens", [_number(row.common_tokens, "{:.1f}") for row in rows]),
+        ("log-prob.", [_number(row.logprob, "{:.3f}") for row in rows]),
+        ("likelihood", [_cell(row.likelihood, "{:.1%}") for row in rows]),
         ("accuracy", [_cell(row.accuracy, "{:.1%}") for row in rows]),
         ("McNemar p", [_number(row.mcnemar, "{:.2g}") for row in rows]),
     ]
@@ -48,18 +48,18 @@ def notes(summary: Summary) -> list[str]:
     """What the figures are, in lines."""
     row = summary.rows[0]
     lines = [
-        f"{row.items} questions about {row.videos} videos; 95 % intervals are over videos.",
+        f"{row.items} questions about {row.videos} videos; 95 % intervals are over videos. Tokens are the prompt's.",
         *([_agrees(summary)] if any(r.agreement for r in summary.rows) else []),
     ]
     if row.first_token:
         lines.append(
-            "First token: median, one request at a time, each with a video that no cache knows: sending, decoding, "
-            "processor, encoder, compression and prefill."
+            "TTFT, time to the first token: median, one request at a time, each with a video that no cache knows: "
+            "sending, decoding, processor, encoder, compression and prefill."
         )
     if row.logprob is not None and summary.floor is not None:
         lines.append(
-            f"Log-probability: of the plain answers' tokens, mean; {summary.floor:.3f} given another item's video. "
-            "Likelihood kept: where it lies between that (0) and the plain video (100 %)."
+            f"Log-prob.: of the plain answers' tokens, mean; {summary.floor:.3f} given another item's video. "
+            "Likelihood: where it lies between that (0) and the plain video (100 %)."
         )
     if summary.unscored:
         lines.append(f"{summary.unscored} plain answers have no likelihood: their text becomes other tokens.")
@@ -78,7 +78,10 @@ def _agrees(summary: Summary) -> str:
         return f"Same answer: the plain model's choice, or in free text its first {summary.same_tokens} tokens."
     if row.choices:
         return f"Same answer: the plain model's choice, of {row.choices} questions with choices."
-    return f"Same beginning: the plain answer's first {summary.same_tokens} tokens."
+    return (
+        f"Same beginning: the plain answer's first {summary.same_tokens} tokens. Same tokens: how many are the same "
+        "before the first other one, mean."
+    )
 
 
 def _cell(found: Estimate | None, form: str) -> Cell:
