@@ -45,7 +45,10 @@ def advise(rows: Sequence[Row], keep: float, by: str, model: str, beside: Sequen
     """
     judged = [row for row in rows if row.kept(by) is not None and row.prompt_tokens is not None]
     if not judged:
-        return Advice(TOO_FEW, "Nothing can be said: no item was answered both by the plain model and compressed.")
+        why = "no question was answered both by the plain model and compressed"
+        if by != AGREEMENT:
+            why = "no likelihood was measured, which takes free text, several videos, and answers that depend on them"
+        return Advice(TOO_FEW, f"Nothing can be said: {why}.")
     judged.sort(key=_tokens)
     enough = [row for row in judged if _bounds(row, by)[1] >= keep]
     unclear = [row for row in judged if _bounds(row, by)[1] < keep <= _bounds(row, by)[2]]

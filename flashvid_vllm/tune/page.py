@@ -114,12 +114,17 @@ def _figure(summary: Summary, keep: float) -> str:
         svg.append(f'<text x="{_LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{100 * value:g} %</text>')
     svg.append(f'<line class="bar" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(keep):.1f}" y2="{y(keep):.1f}"/>')
     svg.append(f'<text class="soft" x="{_LEFT + 4}" y="{y(keep) + 14:.1f}">--keep {keep:g}</text>')
-    for line in _lines(rows):
-        points = " ".join(f"{x(_first(row.prompt_tokens)):.1f},{y(_first(row.kept(summary.by))):.1f}" for row in line)
+    beside: dict[int, int] = {}  # pixels: settings of as many tokens would lie on each other
+    for number, line in enumerate(_lines(rows)):
+        beside |= {id(row): 6 * number for row in line if row is not rows[0]}
+        points = " ".join(
+            f"{x(_first(row.prompt_tokens)) + beside.get(id(row), 0):.1f},{y(_first(row.kept(summary.by))):.1f}"
+            for row in line
+        )
         svg.append(f'<polyline class="line" points="{points}"/>')
     for row in rows:
         value, lower, upper = row.kept(summary.by) or (0, 0, 0)
-        at = x(_first(row.prompt_tokens))
+        at = x(_first(row.prompt_tokens)) + beside.get(id(row), 0)
         svg.append(f'<line class="range" x1="{at:.1f}" x2="{at:.1f}" y1="{y(lower):.1f}" y2="{y(upper):.1f}"/>')
         svg.append(f'<circle class="point" cx="{at:.1f}" cy="{y(value):.1f}" r="4">')
         svg.append(f"<title>{_text(row.setting.name)}: {100 * value:.1f} %</title></circle>")
