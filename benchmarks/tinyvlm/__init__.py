@@ -13,4 +13,5 @@ test time only, and served by vLLM with the plugin as any user's LLaVA-OneVision
     python -m benchmarks.tinyvlm evaluate        every method at every ratio
     python -m benchmarks.tinyvlm variants        changes to FlashVID, on the validation videos
     python -m benchmarks.tinyvlm serve           300 answers from `vllm serve` with the plugin, held against these
+    python -m benchmarks.tinyvlm tune            that `flashvid tune` finds the same, on 80 of the videos
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import __doc__, data, report, served
+from . import __doc__, data, report, served, tuned
 from .backgrounds import Split
 from .blind import text_only
 from .evaluate import evaluate, evaluate_variants
@@ -18,7 +18,7 @@ from .features import CACHE, Store
 from .model import WEIGHTS, Size, build, load_weights
 from .train import Recipe, Training, run_folder
 
-STAGES = ("all", "data", "blind", "features", "train", "build", "evaluate", "variants", "serve")
+STAGES = ("all", "data", "blind", "features", "train", "build", "evaluate", "variants", "serve", "tune")
 BLIND = 1500  # training videos whose questions are learned without them
 
 
@@ -38,6 +38,7 @@ def parse() -> argparse.Namespace:
         if field.name not in ("videos", "validation"):
             kind = type(field.default)
             parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=f"training ({field.default})")
+    parser.add_argument("--tuned", type=int, default=tuned.VIDEOS, help=f"test videos of `tune` ({tuned.VIDEOS})")
     options = parser.parse_args()
     if options.stage == "build" and options.directory is None:
         parser.error("build needs the directory to make")
@@ -100,6 +101,12 @@ def compare_served(options: argparse.Namespace) -> None:
     served.write(served.compare(model, store, directory), options.results)
 
 
+def tune(options: argparse.Namespace) -> None:
+    """`flashvid tune` against the tables. Raises RuntimeError if it does not find what they say."""
+    if not tuned.run(options.weights, options.tuned, options.results):
+        raise RuntimeError("flashvid tune does not say what the tables say; see tune.md")
+
+
 def everything(options: argparse.Namespace) -> None:
     """All that the committed results are made of; what is there is not trained again."""
     if options.weights.exists():
@@ -127,6 +134,7 @@ def main() -> int:
         "evaluate": compare_methods,
         "variants": compare_variants,
         "serve": compare_served,
+        "tune": tune,
     }
     stages[options.stage](options)
     return 0

@@ -6,14 +6,21 @@ import sys
 
 # name -> module with `main(argv: list[str]) -> int`, what it does; imported only when it is asked for
 COMMANDS = {
+    "env": ("flashvid_vllm.tools.env", "versions, device and backend, for a bug report"),
+    "tune": ("flashvid_vllm.tune.__main__", "which ratio your videos allow, against a server"),
     "viz": ("flashvid_vllm.viz.__main__", "draw what compression keeps of a video"),
 }
+EXAMPLES = (
+    "flashvid tune clips/ --base-url http://localhost:8000/v1 -o report.html",
+    "flashvid viz clip.mp4 --clip openai/clip-vit-base-patch16 -o kept.html",
+)
 
 
 def usage() -> str:
     lines = ["usage: flashvid COMMAND ...", ""]
     lines += [f"  {name:<6} {what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join([*lines, "", "flashvid COMMAND --help tells more; vllm serve MODEL --plugin flashvid serves.", ""])
+    lines += ["", "flashvid COMMAND --help tells more; vllm serve MODEL --plugin flashvid serves.", "", "examples:"]
+    return "\n".join([*lines, *(f"  {example}" for example in EXAMPLES), ""])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,20 +4,37 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any
 
 from ..cli import json_object, number
-from ..config import FlashVidConfig, Method
+from ..config import FlashVidConfig
 from ..settings import SINGLE, check_server, resolve
+from ..tools.command import Parser, count
 from . import UserError
 
+HELP = """
+usage: flashvid viz VIDEO -o FILE (--model DIR | --clip DIR) [options]
+
+Draw what compression keeps of a video: an HTML page to explore, or a PNG.
+
+  -o, --output FILE     what to write, .html or .png; may be given for each
+what looks at the video, a directory or a name on a model hub, one of them:
+  --model DIR           a video LLM that is served: its own vision tower
+  --clip DIR            a CLIP model
+what is kept; the settings are the server's, without their prefix:
+  --retention-ratio R   share of the tokens to keep; default: 0.25
+  --token-budget B      most tokens to keep, instead
+  --method METHOD       flashvid (the default), ttm, adts, tstm, evs, vidcom2,
+                        visionzip, fastvid, prunevid, tome, divprune, uniform
+  --config JSON         further settings, such as '{"alpha": 0.7}'
+  --frames F            frames to sample; default: 16
+  -h, --help            this text; needs pip install 'flashvid-vllm[viz]'
+
+examples:
+  flashvid viz clip.mp4 --model Qwen/Qwen2.5-VL-3B-Instruct -o kept.html
+  flashvid viz clip.mp4 --clip openai/clip-vit-base-patch16 -o kept.png
+"""
 _WRITERS = (".html", ".png")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, without the usage."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -100,39 +117,18 @@ def _config(options: argparse.Namespace, preset: Any) -> FlashVidConfig:
     return config
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="flashvid viz",
-        description="Draw what compression keeps of a video: an HTML page to explore, or a PNG.",
-        epilog="Needs pip install '.[viz]'. The settings are the server's, without their prefix.",
-    )
+def _make_parser() -> Parser:
+    parser = Parser("flashvid viz", HELP)
     parser.add_argument("video", type=Path, metavar="VIDEO")
-    parser.add_argument(
-        "-o", "--output", type=Path, action="append", required=True, metavar="FILE",
-        help="what to write, .html or .png; may be given for each",
-    )  # fmt: skip
-    tower = parser.add_argument_group("what looks at the video (one of them)")
-    tower.add_argument(
-        "--model", metavar="DIR", help="a served model's directory or hub name: its own vision tower is used"
-    )
-    tower.add_argument(
-        "--clip", metavar="DIR", help="a CLIP model's directory or hub name, such as openai/clip-vit-base-patch16"
-    )
-    parser.add_argument("--frames", type=_count, default=16, metavar="F", help="frames to sample; default: 16")
-    parser.add_argument("--retention-ratio", type=number(float), metavar="R", help="share of the tokens to keep")
-    parser.add_argument("--token-budget", type=number(int), metavar="B", help="most tokens to keep")
-    parser.add_argument("--method", metavar="METHOD", help=f"{', '.join(get_args(Method))}; default: flashvid")
-    parser.add_argument(
-        "--config", type=json_object, metavar="JSON", help="further settings, such as '{\"alpha\": 0.7}'"
-    )
+    parser.add_argument("-o", "--output", type=Path, action="append", required=True)
+    parser.add_argument("--model")
+    parser.add_argument("--clip")
+    parser.add_argument("--frames", type=count, default=16)
+    parser.add_argument("--retention-ratio", type=number(float))
+    parser.add_argument("--token-budget", type=number(int))
+    parser.add_argument("--method")
+    parser.add_argument("--config", type=json_object)
     return parser
-
-
-def _count(text: str) -> int:
-    value = number(int)(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return int(value)
 
 
 if __name__ == "__main__":
