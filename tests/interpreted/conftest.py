@@ -2,7 +2,7 @@
 """Tests that run kernels in Triton's interpreter; tests/test_triton.py starts them in a process of their own.
 
 Interpreted and compiled kernels cannot share a process, so nothing here is collected elsewhere. Of a matrix of shapes
-and dtypes `make test` takes a sample (`sampled`), the same every time, `make test-full` one three times as large.
+and dtypes `make test` takes a sample (`sampled`), the same every time, `make test-full` one twice as large.
 """
 
 import itertools
@@ -19,7 +19,7 @@ collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
 
 
 def sampled(*axes: Iterable[Any]) -> list[Any]:
-    """Parameters out of the product of ``axes``: each value of the first, the longest, once, and in full three times,
+    """Parameters out of the product of ``axes``: each value of the first, the longest, once, and in full twice,
     with what comes next in the product of the others, shuffled."""
     longest, *others = (list(axis) for axis in axes)
     rest = list(itertools.product(*others))
@@ -28,7 +28,7 @@ def sampled(*axes: Iterable[Any]) -> list[Any]:
     return [
         pytest.param(value, *more, id="-".join(map(str, (value, *more))))
         for value in longest
-        for more in itertools.islice(take, min(3, len(rest)) if FULL else 1)
+        for more in itertools.islice(take, min(2, len(rest)) if FULL else 1)
     ]
 
 
