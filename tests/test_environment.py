@@ -106,8 +106,7 @@ def test_second_set_up_waits_for_the_first(tmp_path: Path) -> None:
     code = f"from tests.env.install import *\nwith only_one(Path({str(lock)!r})): print(time.time())"
     with install.only_one(lock):
         second = subprocess.Popen([sys.executable, "-c", code], cwd=install.ROOT, stdout=subprocess.PIPE, text=True)
-        time.sleep(1.0)
+        assert second.stdout is not None
+        assert "waiting" in second.stdout.readline()
         released = time.time()
-    output = second.communicate(timeout=30)[0].splitlines()
-    assert "waiting" in output[0]
-    assert float(output[1]) >= released
+    assert float(second.communicate(timeout=300)[0]) >= released
