@@ -7,6 +7,7 @@ import sys
 # name -> module with `main(argv: list[str]) -> int`, what it does; imported only when it is asked for
 COMMANDS = {
     "viz": ("flashvid_vllm.viz.__main__", "draw what compression keeps of a video"),
+    "play": ("flashvid_vllm.tools.play.__main__", "a page in the browser: plain and compressed answers side by side"),
 }
 
 
