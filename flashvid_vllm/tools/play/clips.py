@@ -79,7 +79,7 @@ class Shelf:
     def too_large(self, size: int) -> str:
         """That ``size`` bytes are too many, and what to do."""
         return (
-            f"{size / MIB:.1f} MiB, and at most {self.most_bytes / MIB:g} MiB are taken: "
+            f"{size / MIB:.4g} MiB, and at most {self.most_bytes / MIB:.4g} MiB are taken: "
             "cut it shorter, or start flashvid play with a larger --max-upload-mib"
         )
 
