@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -139,3 +140,9 @@ def fake_vllm() -> Iterator[tuple[FakeVllm, str]]:
     fake = FakeVllm()
     with running(fake.app) as url:
         yield fake, url
+
+
+def folder_of(app: Any) -> Path:
+    """The temporary folder of a running `flashvid play`."""
+    play = next(route.endpoint.__self__ for route in app.routes if route.path == "/api/ask")
+    return Path(play.shelf.folder)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`flashvid play` without a browser: who may ask, what is taken, what goes to the model's server and what comes back."""
+"""`flashvid play` without a browser: who may ask, what is taken, what the model's server gets and what comes back."""
 
 import base64
 import json
@@ -28,7 +28,7 @@ from flashvid_vllm.tools.play import PlayError, __main__, clips  # noqa: E402
 from flashvid_vllm.tools.play.app import DRAWN, Options, make_app  # noqa: E402
 from flashvid_vllm.tools.play.upstream import Upstream, message_of, with_version  # noqa: E402
 
-from .play_servers import FRAMES, TEXT_TOKENS, TOKENS, FakeVllm, fake_vllm, running  # noqa: E402
+from .play_servers import FRAMES, TEXT_TOKENS, TOKENS, FakeVllm, fake_vllm, folder_of, running  # noqa: E402
 
 HOST = "http://127.0.0.1:8741"
 PACKAGE = files("flashvid_vllm.tools.play")
@@ -91,7 +91,8 @@ def test_foreign_names_and_pages_are_refused(
 ) -> None:
     """Faults: a rebound name, or a page of another site, reads answers or spends the user's server."""
     with client(host=bound, names=names) as play:
-        for answer in (play.get("/", headers=headers), play.post("/api/clips?name=a.mp4", content=b"x", headers=headers)):
+        upload = play.post("/api/clips?name=a.mp4", content=b"x", headers=headers)
+        for answer in (play.get("/", headers=headers), upload):
             assert answer.status_code in ((200, 201) if status == 200 else (status,)), answer.text
         assert len(list(folder_of(play.app).iterdir())) == (status == 200)
 
@@ -138,6 +139,22 @@ def test_a_clip_is_kept_under_a_name_of_our_own_and_played_as_a_video() -> None:
         assert (part.status_code, part.content) == (206, b"html")
 
 
+def test_an_upload_that_is_broken_off_leaves_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """Fault: half a clip on the disk, or a traceback in the terminal, whenever a tab is closed."""
+    app = make_app(Options(base_url="http://127.0.0.1:9"))
+    with running(app) as play:
+        port = int(play.rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            head = f"POST /api/clips?name=a.mp4 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 1000\r\n\r\n"
+            connection.sendall(head.encode() + b"x" * 500)
+            while not list(folder_of(app).iterdir()):
+                pass
+        while list(folder_of(app).iterdir()):
+            pass
+        assert httpx.post(f"{play}/api/clips?name=a.mp4", content=b"x").status_code == 201
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "content", "status", "message"),
     [
@@ -156,12 +173,6 @@ def test_uploads_that_are_not_taken_leave_nothing(name: str, content: Any, statu
         assert answer.status_code == status
         assert re.search(message, answer.json()["error"])
         assert not list(folder_of(app).iterdir())
-
-
-def folder_of(app: Any) -> Path:
-    """The temporary folder of a running app."""
-    play = next(route.endpoint.__self__ for route in app.routes if route.path == "/api/ask")
-    return Path(play.shelf.folder)
 
 
 def test_few_clips_are_held_and_none_stays_behind(tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> None:
                 webbrowser.open(url)
 
     # the end of the terminal ends it in an orderly way, too; uvicorn sees to the other signals
-    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])
 
 

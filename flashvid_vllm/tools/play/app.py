@@ -3,7 +3,7 @@
 
 import json
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -31,8 +31,6 @@ PAGE = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javas
 DRAWN = Path(str(files(__package__) / "sample.webm"))  # benchmarks/drawn_clip.py
 MOST_BODY = 64 * 1024  # bytes of a question with its settings
 MOST_TOKENS = 8192  # of an answer
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True)
@@ -195,7 +193,7 @@ def make_app(options: Options) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[Middleware(Guard, host=options.host, names=options.names)],
-        exception_handlers={PlayError: _refuse, HTTPException: _refuse},
+        exception_handlers={PlayError: _refuse, HTTPException: _refuse, ClientDisconnect: _refuse},
         lifespan=play.lifespan,
     )
 
@@ -203,6 +201,8 @@ def make_app(options: Options) -> Starlette:
 async def _refuse(_: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, status_code=error.status_code)
+    if isinstance(error, ClientDisconnect):  # nobody is there to read it
+        return Response(status_code=400)
     assert isinstance(error, PlayError)
     status = error.status if 400 <= error.status < 600 else 502
     return JSONResponse({"error": str(error)}, status_code=status)

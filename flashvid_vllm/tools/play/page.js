@@ -4,7 +4,7 @@ const $ = (id) => document.getElementById(id);
 const MIB = 2 ** 20;
 const RUNS_SHOWN = 8;
 const RUN = { first: "first", question: "other question", again: "again" };
-const page = { state: null, clip: null, stopper: null, drawing: false, draw: 0 };
+const page = { state: null, clip: null, stopper: null, drawing: false, taking: null };
 // names this page's videos to the server's caches, so that "first" is true after a reload, too
 const session = [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
@@ -64,12 +64,14 @@ function choose(clip) {
 }
 
 async function upload(file) {
+  if (page.taking) return;
   show($("clip-error"), "");
   if (page.state && file.size > page.state.most_bytes) {
     const [size, most] = [(file.size / MIB).toFixed(1), page.state.most_bytes / MIB];
     return show($("clip-error"), `${file.name} has ${size} MiB, and at most ${most} MiB are taken: cut it shorter, or start flashvid play with a larger --max-upload-mib`);
   }
   $("name").textContent = `taking ${file.name} …`;
+  page.taking = file;
   try {
     const response = await call(`api/clips?name=${encodeURIComponent(file.name)}`, {
       method: "POST", headers: { "content-type": "application/octet-stream" }, body: file,
@@ -78,6 +80,8 @@ async function upload(file) {
   } catch (error) {
     choose(page.clip);
     show($("clip-error"), error.message);
+  } finally {
+    page.taking = null;
   }
 }
 
@@ -104,6 +108,14 @@ class Column {
     };
   }
 
+  /** What of a request was left empty, in words. */
+  missing(request) {
+    if (!request.question.trim()) return "Type a question first.";
+    if (request.max_tokens === null) return "Give the longest answer as a whole number of tokens.";
+    if (request.settings.token_budget === null) return "Give the budget as a whole number of tokens.";
+    return "";
+  }
+
   /** What the caches may have of a request. */
   kind(request) {
     const video = JSON.stringify([request.clip, request.model, request.settings]);
@@ -113,9 +125,11 @@ class Column {
     return kind;
   }
 
-  /** Ask; returns whether there was a whole answer. */
+  /** Ask, and show what comes. */
   async run(signal) {
     const request = this.request();
+    const missing = this.missing(request);
+    if (missing) return show(this.part(".error"), missing);
     const kind = this.kind(request);
     this.shown = JSON.stringify(request);
     this.last = null;
@@ -152,7 +166,6 @@ class Column {
       this.root.removeAttribute("aria-busy");
       if (this.part(".wait").textContent !== "stopped") this.part(".wait").textContent = "";
     }
-    return Boolean(this.last);
   }
 
   add(text, kind) {
@@ -213,7 +226,7 @@ function compression() {
   if (document.querySelector('input[name="size"]:checked').value === "ratio")
     return { retention_ratio: $("ratio").valueAsNumber / 100, method };
   const budget = $("budget").valueAsNumber;
-  return { token_budget: Number.isNaN(budget) ? null : budget, method };
+  return { token_budget: Number.isInteger(budget) ? budget : null, method };
 }
 
 const plain = new Column("plain", () => ({ enabled: false }));
@@ -222,6 +235,7 @@ const columns = [plain, compressed];
 
 async function ask(asked) {
   if (page.stopper) return;
+  if (page.taking) return show($("clip-error"), "Wait until the clip is taken.");
   if (!page.clip) return show($("clip-error"), "Choose a clip first: drop one, or take a sample.");
   page.stopper = new AbortController();
   busy(true);

@@ -19,7 +19,7 @@ Event = dict[str, Any]
 MOST_ERROR = 2000  # characters of a refusal that are shown
 CLOSED = "takes no 'flashvid' settings from requests"  # settings.check_request
 UNTRUSTED = "--trust-request-mm-kwargs"  # vLLM's own refusal of every setting
-NO_PLUGIN = "The server runs without the plugin, or started before it was installed: vllm serve MODEL --plugin flashvid."
+NO_PLUGIN = "The server runs without the plugin: vllm serve MODEL --plugin flashvid."
 
 
 class Upstream:
@@ -163,7 +163,8 @@ class Upstream:
 
     def _unreachable(self, error: Exception) -> PlayError:
         why = str(error) or type(error).__name__
-        return PlayError(502, self._safe(f"No server answers at {self.shown_url} ({why}). Is vllm serve running there?"))
+        said = f"No server answers at {self.shown_url} ({why}). Is vllm serve running there?"
+        return PlayError(502, self._safe(said))
 
     def _refused(self, status: int, body: bytes) -> PlayError:
         """The server's own message, and what to do where that is known."""
