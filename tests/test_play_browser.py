@@ -94,7 +94,7 @@ def test_a_clip_is_dropped_and_both_columns_answer(table: Table) -> None:
     page = table.page
     drop(page, "dropped.webm", DRAWN.read_bytes())
     expect(page.locator("#name")).to_contain_text("dropped.webm")
-    page.wait_for_function("document.getElementById('video').videoWidth === 480")
+    expect(page.locator("#video")).to_have_js_property("videoWidth", 480)
     page.fill("#question", "What rolls?")
     page.click("#ask")
     for name, tokens in (("plain", PLAIN), ("compressed", str(TEXT_TOKENS + FRAMES * TOKENS // 4))):

@@ -261,7 +261,7 @@ function verdict() {
   if (b.prompt >= a.prompt && (b.settings.retention_ratio ?? 0) < 0.9 && !("token_budget" in b.settings))
     return void ($("verdict").textContent = "The prompt was not compressed: does the server run with --plugin flashvid?");
   const parts = [`Compressed: ${((100 * b.prompt) / a.prompt).toFixed(0)} % of the plain prompt’s tokens`];
-  if (a.kind === b.kind) parts.push(`first token after ${(b.first / a.first).toFixed(2)} of its time (${RUN[a.kind]})`);
+  if (a.kind === b.kind) parts.push(`first token after ${(b.first / a.first).toFixed(2)} × its time (${RUN[a.kind]})`);
   else parts.push(`times not comparable (${RUN[a.kind]}, ${RUN[b.kind]})`);
   $("verdict").textContent = `${parts.join(", ")}.`;
 }
