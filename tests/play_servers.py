@@ -28,9 +28,9 @@ NO_PLUGIN = (  # vLLM 0.32's words
 
 
 @contextmanager
-def running(app: Any) -> Iterator[str]:
-    """Serve ``app`` on a free port of the loopback interface; its URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
+def running(app: Any, port: int = 0) -> Iterator[str]:
+    """Serve ``app`` on the loopback interface, by default on a free port; its URL."""
+    listener = socket.create_server(("127.0.0.1", port))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
@@ -135,10 +135,10 @@ def sse(data: Any) -> str:
 
 
 @contextmanager
-def fake_vllm() -> Iterator[tuple[FakeVllm, str]]:
+def fake_vllm(port: int = 0) -> Iterator[tuple[FakeVllm, str]]:
     """A running FakeVllm and its URL."""
     fake = FakeVllm()
-    with running(fake.app) as url:
+    with running(fake.app, port) as url:
         yield fake, url
 
 

@@ -153,7 +153,7 @@ class Play:
         async def lines() -> AsyncIterator[str]:
             events = self.upstream.ask(model, video, question, settings, most, identity)
             try:
-                async with aclosing(events):  # type: ignore[type-var]
+                async with aclosing(events):
                     async for event in events:
                         yield json.dumps(event) + "\n"
             except PlayError as error:

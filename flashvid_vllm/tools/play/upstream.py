@@ -5,7 +5,7 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -77,7 +77,7 @@ class Upstream:
 
     async def ask(
         self, model: str, video: str, question: str, settings: Mapping[str, Any], max_tokens: int, identity: str
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Stream an answer about ``video`` (a data URL), greedy.
 
         ``identity`` and the settings name the video to vLLM's caches: two settings never find what the other left
@@ -141,7 +141,7 @@ class Upstream:
             "tokens_per_s": (count - 1) / (last - first) if count > 1 and last > first else None,
         }
 
-    async def _chunks(self, request: httpx.Request) -> AsyncIterator[Mapping[str, Any]]:
+    async def _chunks(self, request: httpx.Request) -> AsyncGenerator[Mapping[str, Any], None]:
         """The chunks of a streamed completion. Left early, it closes the connection, which ends the request there."""
         response = await self.http.send(request, stream=True)
         try:
