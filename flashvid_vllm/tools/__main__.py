@@ -9,6 +9,7 @@ COMMANDS = {
     "env": ("flashvid_vllm.tools.env", "versions, device and backend, for a bug report"),
     "tune": ("flashvid_vllm.tune.__main__", "which ratio your videos allow, against a server"),
     "viz": ("flashvid_vllm.viz.__main__", "draw what compression keeps of a video"),
+    "play": ("flashvid_vllm.tools.play.__main__", "a page in the browser: plain and compressed answers side by side"),
 }
 EXAMPLES = (
     "flashvid tune clips/ --base-url http://localhost:8000/v1 -o report.html",
