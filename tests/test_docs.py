@@ -294,7 +294,6 @@ def test_every_metric_has_its_row(tmp_path: Path) -> None:
 PASSED_ON = {
     "flashvid_vllm/cli.py": "compat.unsupported_vllm's",
     "flashvid_vllm/tools/command.py": "argparse's, under our name",
-    "flashvid_vllm/tools/play/__main__.py": "argparse's, under our name",
     "flashvid_vllm/tools/play/clips.py": "too_large's",
     "flashvid_vllm/tools/play/upstream.py": "the model's server's",
     "flashvid_vllm/tune/client.py": "the model's server's",

@@ -9,26 +9,38 @@ import socket
 import sys
 import webbrowser
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ...cli import number
+from ..command import Parser
 from . import PACKAGES, PlayError
 from .guard import is_loopback
 
 PORT = 8741
-EXAMPLES = """\
+HELP = """
+usage: flashvid play [--base-url URL] [--model DIR | --clip DIR] [options]
+
+A page in the browser: one clip, one question, answered plain and compressed,
+side by side, by a server that runs `vllm serve MODEL --plugin flashvid`.
+
+  --base-url URL        that server; default: http://localhost:8000/v1
+  --api-key KEY         for that server; default: $OPENAI_API_KEY
+  --samples DIR         clips to offer; default: a small one
+  --max-upload-mib N    largest clip; default: 100
+  --host H, --port P    where the page is; default: 127.0.0.1 and 8741; port 0:
+                        any free one. Other machines see it if the host lets them
+  --allow-host NAME     a further name that this machine is opened by
+  --open                open the page in the browser
+what draws the kept tokens over the frames, as for flashvid viz, one of them:
+  --model DIR           the served model's directory or hub name: its own tower
+  --clip DIR            a CLIP model
+  --frames F            frames drawn; default: 16
+  -h, --help            this text; needs pip install 'flashvid-vllm[play]'
+
 examples:
-  flashvid play --base-url http://localhost:8000/v1
-  flashvid play --base-url http://gpu:8000/v1 --samples clips/ --clip openai/clip-vit-base-patch16
-
-The server is one that runs `vllm serve MODEL --plugin flashvid`. Needs pip install '.[play]', to draw '.[viz]' too.
+  flashvid play --base-url http://localhost:8000/v1 --open
+  flashvid play --samples clips/ --clip openai/clip-vit-base-patch16
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, without the usage."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -112,31 +124,20 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="flashvid play",
-        description="A page in the browser: one clip, one question, answered plain and compressed side by side.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--base-url", default="http://localhost:8000/v1", metavar="URL", help="model's server; default: %(default)s"
-    )
-    parser.add_argument("--api-key", metavar="KEY", help="for that server; default: $OPENAI_API_KEY; never on the page")
-    parser.add_argument("--samples", type=Path, metavar="DIR", help="clips to offer; default: a small one")
-    parser.add_argument(
-        "--max-upload-mib", type=_positive(float), default=100, metavar="N", help="largest clip; default: 100"
-    )
-    parser.add_argument("--port", type=_port, default=PORT, help="default: %(default)s; 0: any that is free")
-    parser.add_argument("--host", default="127.0.0.1", help="address to bind; default: this machine alone")
-    parser.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="a further name this machine is opened by"
-    )
-    parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    tower = parser.add_argument_group("to draw kept tokens over the frames (one of them, as in flashvid viz)")
-    towers = tower.add_mutually_exclusive_group()
-    towers.add_argument("--model", metavar="DIR", help="the served model's directory or hub name: its vision tower")
-    towers.add_argument("--clip", metavar="DIR", help="a CLIP model, such as openai/clip-vit-base-patch16")
-    tower.add_argument("--frames", type=_positive(int), default=16, metavar="F", help="frames drawn; default: 16")
+    parser = Parser("flashvid play", HELP)
+    add = parser.add_argument
+    add("--base-url", default="http://localhost:8000/v1")
+    add("--api-key")
+    add("--samples", type=Path)
+    add("--max-upload-mib", type=_positive(float), default=100)
+    add("--port", type=_port, default=PORT)
+    add("--host", default="127.0.0.1")
+    add("--allow-host", action="append", default=[])
+    add("--open", action="store_true")
+    towers = parser.add_mutually_exclusive_group()
+    towers.add_argument("--model")
+    towers.add_argument("--clip")
+    add("--frames", type=_positive(int), default=16)
     return parser
 
 
