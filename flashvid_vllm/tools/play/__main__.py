@@ -28,7 +28,7 @@ side by side, by a server that runs `vllm serve MODEL --plugin flashvid`.
   --samples DIR         clips to offer; default: a small one
   --max-upload-mib N    largest clip; default: 100
   --host H, --port P    where the page is; default: 127.0.0.1 and 8741; port 0:
-                        any free one. Other machines see it if the host lets them
+                        any free one. Other machines see it where H lets them
   --allow-host NAME     a further name that this machine is opened by
   --open                open the page in the browser
 what draws the kept tokens over the frames, as for flashvid viz, one of them:
