@@ -43,7 +43,7 @@ FAULTS = [
     Fault(OPS + "cluster.py", "few = tl.minimum(neighbours, num_tokens)", "few = neighbours", "triton"),
     # the encoder: attention, pieces
     Fault(PLUGIN + "models/mrope.py", "spatial_merge_unit)).mean(1)", "spatial_merge_unit)).amax(1)", "families"),
-    Fault(PLUGIN + "models/llava.py", "scores[:, -patches:, None]", "scores[:, :patches, None]", "families"),
+    Fault(PLUGIN + "models/llava.py", "scores[:, -patches:, None]", "scores[:, :patches, None]", "tinyvlm_served"),
     Fault(
         PLUGIN + "attention.py",
         "bits = scores.to(torch.float32)",
