@@ -2,7 +2,6 @@
 """The settings of FlashVID: one frozen dataclass, validated when built."""
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
@@ -118,6 +117,7 @@ class FlashVidConfig:
 
 
 CONFIG_KEYS = tuple(field.name for field in fields(FlashVidConfig))
+_SHOWN = 100  # characters of a value that a message repeats
 
 
 def check_method(method: Any) -> None:
@@ -142,13 +142,22 @@ def refuse_unread(given: Mapping[str, Any], method: str) -> None:
             continue
         if method in PEERS:
             raise ValueError(
-                f"{name}={value!r} is a setting of FlashVID, which method={method!r} does not read; leave it out"
+                f"{name}={shown(value)} is a setting of FlashVID, which method={method!r} does not read; leave it out"
             )
         if value != ABLATIONS[method][name]:
             raise ValueError(
-                f"method={method!r} means {name}={ABLATIONS[method][name]!r} and excludes {name}={value!r}; "
+                f"method={method!r} means {name}={ABLATIONS[method][name]!r} and excludes {name}={shown(value)}; "
                 "leave one of them out"
             )
+
+
+def shown(value: Any) -> str:
+    """``value`` as a message shows it: a client may send a megabyte."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an int of more digits than Python prints; deeper than it can follow
+        text = f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def refuse_unknown(given: Iterable[Any], known: Iterable[str], what: str) -> None:
@@ -156,29 +165,29 @@ def refuse_unknown(given: Iterable[Any], known: Iterable[str], what: str) -> Non
     known = list(known)
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
+            near = difflib.get_close_matches(str(key)[:_SHOWN], known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"unknown FlashVID {what} {key!r}; {hint}")
+            raise ValueError(f"unknown FlashVID {what} {shown(key)}; {hint}")
 
 
 def _real(name: str, value: Any, low: float, high: float, open_low: bool = False) -> float:
     expected = f"a number in {'(' if open_low else '['}{low:g}, {high:g}]"
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{name} must be {expected}, got {value!r} ({type(value).__name__})")
-    number = float(value)
-    if not math.isfinite(number) or not low <= number <= high or (open_low and number == low):
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
-    return number
+        raise ValueError(f"{name} must be {expected}, got {shown(value)} ({type(value).__name__})")
+    number: Any = value  # compared before it is made a float, which not every int can be
+    if not low <= number <= high or (open_low and number == low):
+        raise ValueError(f"{name} must be {expected}, got {shown(value)}")
+    return float(number)
 
 
 def _integer(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r} ({type(value).__name__})")
+        raise ValueError(f"{name} must be a whole number >= 1, got {shown(value)} ({type(value).__name__})")
     if not 1 <= int(value) <= MAX_INT:
-        raise ValueError(f"{name} must be a whole number from 1 to {MAX_INT}, got {value!r}")
+        raise ValueError(f"{name} must be a whole number from 1 to {MAX_INT}, got {shown(value)}")
     return int(value)
 
 
 def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {shown(value)}")

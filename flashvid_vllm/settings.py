@@ -7,9 +7,10 @@ server's part holds only what was given, so that each model family can fill in i
 
 import difflib
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
-from .config import CONFIG_KEYS, FLASHVID_SETTINGS, FlashVidConfig, is_set_by, refuse_unknown, refuse_unread
+from .config import CONFIG_KEYS, FLASHVID_SETTINGS, FlashVidConfig, is_set_by, refuse_unknown, refuse_unread, shown
 from .methods import PEERS
 
 KEY = "flashvid"
@@ -27,6 +28,7 @@ SERVER_ONLY = {
     MAX_VIDEO_TOKENS: "the size of the longest video",
 }
 REQUEST_KEYS = tuple(key for key in SERVER_KEYS if key not in (*SERVER_ONLY, REQUEST_OVERRIDES))
+_MOST_KEYS = 100  # of mm_processor_kwargs that are looked at for a near miss; nothing reads so many
 _BUDGETS = ("retention_ratio", "token_budget")
 SINGLE = (*_BUDGETS, METHOD)  # settings that have an option of their own on every command line
 SERVER_SINGLE = (*SINGLE, MAX_VIDEO_TOKENS)  # and on a server's
@@ -50,7 +52,7 @@ def check_request(settings: Any, server: Mapping[str, Any]) -> dict[str, Any]:
         )
     for name, what in SERVER_ONLY.items():
         if isinstance(settings, Mapping) and name in settings:
-            raise ValueError(f"{name}={settings[name]!r}: the server chooses {what}; leave it out")
+            raise ValueError(f"{name}={shown(settings[name])}: the server chooses {what}; leave it out")
     checked = _check(settings, REQUEST_KEYS)
     refuse_unread(checked, checked.get(METHOD, server.get(METHOD, FlashVidConfig.method)))
     return checked
@@ -61,9 +63,13 @@ def request_part(mm_processor_kwargs: Mapping[str, Any] | None) -> Any | None:
     if not mm_processor_kwargs:
         return None
     if not isinstance(mm_processor_kwargs, Mapping):
-        raise ValueError(f"mm_processor_kwargs must be an object, got {mm_processor_kwargs!r}")
-    for key in mm_processor_kwargs:
-        if key != KEY and difflib.get_close_matches(str(key).lower(), [KEY], cutoff=0.75):
+        raise ValueError(f"mm_processor_kwargs must be an object, got {shown(mm_processor_kwargs)}")
+    for key in islice(mm_processor_kwargs, _MOST_KEYS):
+        if (
+            key != KEY
+            and len(str(key)) <= 2 * len(KEY)
+            and difflib.get_close_matches(str(key).lower(), [KEY], cutoff=0.75)
+        ):
             raise ValueError(f"unknown key {key!r} in mm_processor_kwargs; did you mean {KEY!r}?")
     part = mm_processor_kwargs.get(KEY)
     if part is None and KEY in mm_processor_kwargs:
@@ -123,17 +129,17 @@ def _check(settings: Any, keys: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(settings, Mapping):
         raise ValueError(
             f"{KEY!r} must be an object such as {{'retention_ratio': 0.25}}, "
-            f"got {settings!r} ({type(settings).__name__})"
+            f"got {shown(settings)} ({type(settings).__name__})"
         )
     refuse_unknown(settings, keys, "setting")
     for name in (ENABLED, REQUEST_OVERRIDES):
         if not isinstance(settings.get(name, True), bool):
-            raise ValueError(f"{name} must be true or false, got {settings[name]!r}")
+            raise ValueError(f"{name} must be true or false, got {shown(settings[name])}")
     if settings.get(POSITIONS, ORIGINAL) not in (CONSECUTIVE, ORIGINAL):
-        raise ValueError(f"{POSITIONS} must be one of {CONSECUTIVE}, {ORIGINAL}, got {settings[POSITIONS]!r}")
+        raise ValueError(f"{POSITIONS} must be one of {CONSECUTIVE}, {ORIGINAL}, got {shown(settings[POSITIONS])}")
     longest = settings.get(MAX_VIDEO_TOKENS, 1)
     if isinstance(longest, bool) or not isinstance(longest, int) or longest < 1:
-        raise ValueError(f"{MAX_VIDEO_TOKENS} must be a whole number of at least 1, got {longest!r}")
+        raise ValueError(f"{MAX_VIDEO_TOKENS} must be a whole number of at least 1, got {shown(longest)}")
     given = {name: value for name, value in settings.items() if name in CONFIG_KEYS}
     for name, value in given.items():
         if value is None and name not in _BUDGETS:

@@ -52,7 +52,7 @@ class FakeVllm:
     Attributes:
         plugin: "open", "closed" (--no-flashvid-request-overrides), "absent", or "ignored": settings without effect.
         answer: the pieces of every answer.
-        ending: "usage", "none" (it breaks off) or "error" (it says so).
+        ending: "usage", "none" (it breaks off), "error" (it says so), or any other line that is sent as data.
         stalls: "" or where an answer stops and waits for its client to go: "prefill", "decode".
         key: what it wants as API key, or None.
         asked: the bodies of all streamed requests; gone: set when a client went before the end.
@@ -116,6 +116,8 @@ class FakeVllm:
                 await self._wait()
             if self.ending == "error":
                 yield sse({"error": {"message": "the engine is dead", "code": 500}})
+            if self.ending not in ("usage", "none", "error"):
+                yield f"data: {self.ending}\n\n"
             if self.ending == "usage":
                 usage = {"prompt_tokens": prompt_tokens, "completion_tokens": len(self.answer)}
                 yield sse({"choices": [], "usage": usage})

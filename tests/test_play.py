@@ -80,6 +80,7 @@ def ask(play: TestClient, **fields: Any) -> list[dict[str, Any]]:
         ("127.0.0.1", (), {"origin": "http://127.0.0.1:9999"}, 403),
         ("127.0.0.1", (), {"origin": "https://elsewhere.example"}, 403),
         ("127.0.0.1", (), {"origin": "null"}, 403),
+        ("127.0.0.1", (), {"origin": "http://["}, 403),
         ("127.0.0.1", (), {"sec-fetch-site": "same-origin"}, 200),
         ("127.0.0.1", (), {"sec-fetch-site": "none"}, 200),
         ("127.0.0.1", (), {"sec-fetch-site": "cross-site"}, 403),
@@ -271,7 +272,15 @@ def test_a_refusal_is_told_in_the_servers_words(
 
 
 @pytest.mark.parametrize(
-    ("ending", "message"), [("none", "the server sent no token counts"), ("error", "HTTP 500.*: the engine is dead")]
+    ("ending", "message"),
+    [
+        ("none", "the server sent no token counts"),
+        ("error", "HTTP 500.*: the engine is dead"),
+        ("[1, 2]", r"no chat completion: \[1, 2\]"),
+        ('"error"', 'no chat completion: "error"'),
+        ('{"choices": [1]}', "no chat completion .AttributeError"),
+        ('{"usage": {"prompt_tokens": 1}}', "no token counts, but .*prompt_tokens"),
+    ],
 )
 def test_an_answer_that_breaks_off_is_an_error(upstream: tuple[FakeVllm, str], ending: str, message: str) -> None:
     """Fault: half an answer taken for a whole one."""
@@ -340,6 +349,31 @@ def test_requests_that_make_no_sense_are_refused(fields: dict[str, Any], status:
         answer = play.post("/api/ask", json=request_of(play, **fields))
         assert answer.status_code == status
         assert message in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"settings": {"alpha": NaN}}', "this cannot be sent as JSON"),
+        ('{"question": "\\ud800"}', "this cannot be sent as JSON"),
+        ("[" * 30000, "the body must be a JSON object"),
+    ],
+)
+def test_json_that_cannot_be_passed_on_is_refused(text: str, message: str) -> None:
+    """Fault: an empty answer, and a traceback in the terminal."""
+    with client() as play:
+        body = json.dumps(request_of(play))
+        text = f"{body[:-1]}, {text[1:]}" if text.startswith("{") else text
+        answer = play.post("/api/ask", content=text, headers={"content-type": "application/json"})
+        assert message in answer.text
+
+
+def test_a_sample_whose_name_is_no_text(tmp_path: Path) -> None:
+    """Fault: one such file, and the page does not come up."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.mp4"))
+    path.write_bytes(b"x")
+    with client(samples=tmp_path) as play:
+        assert [clip["name"] for clip in play.get("/api/state").json()["samples"]] == ["bad?.mp4"]
 
 
 def test_what_a_form_of_another_site_can_send_is_no_question() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from flashvid_vllm import settings
 from flashvid_vllm.config import FlashVidConfig
 from flashvid_vllm.settings import check_request, check_server, describe, request_part, resolve
 
@@ -16,6 +17,10 @@ BAD_REQUESTS: list[tuple[Any, str]] = [
     ({"retention_ratio": 1.5}, "1.5"),
     ({"retention_ratio": float("nan")}, "nan"),
     ({"retention_ratio": "0.1"}, "'0.1'"),
+    ({"retention_ratio": 10**400}, r"retention_ratio must be a number in \(0, 1\], got 10{99}\.\.\.$"),
+    ({"alpha": -(10**400)}, r"alpha must be a number in \[0, 1\], got -10"),
+    ({"selection": "x" * 2**20}, r"got 'x{99}\.\.\.$"),
+    ({"y" * 2**20: 1}, r"unknown FlashVID setting 'y{99}\.\.\.; known"),
     ({"retention_ratio": True}, "True"),
     ({"token_budget": 0}, "token_budget"),
     ({"token_budget": 1.5}, "1.5"),
@@ -176,3 +181,17 @@ def test_the_start_line_names_what_is_in_force() -> None:
     assert "min_segments=4" in line
     assert "requests may not change it" in line
     assert "off unless" in describe({"enabled": False}, PRESET)
+
+
+def test_a_client_cannot_make_us_look_for_near_misses_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the event loop of the API server, while others wait."""
+    looked: list[str] = []
+
+    def note(key: str, *_: Any, **__: Any) -> list[str]:
+        looked.append(key)
+        return []
+
+    monkeypatch.setattr(settings.difflib, "get_close_matches", note)
+    assert request_part({"fla" * 2**20: 1, **{f"flashvi{i}": 1 for i in range(5000)}}) is None
+    assert 0 < len(looked) <= 100
+    assert max(map(len, looked)) <= 20

@@ -220,7 +220,7 @@ async def body_of(request: Request) -> Mapping[str, Any]:
             raise PlayError(413, f"the question is longer than {MOST_BODY // 1024} KiB: shorten it")
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # which nesting without end leads to
         body = None
     if not isinstance(body, dict):
         raise PlayError(400, "the body must be a JSON object")

@@ -59,7 +59,7 @@ class Shelf:
 
     def __init__(self, folder: Path, most_bytes: int, samples: list[Path]) -> None:
         self.folder, self.most_bytes = folder, most_bytes
-        self.samples = {clip.id: clip for clip in (Clip(secrets.token_hex(8), p.name, p, True) for p in samples)}
+        self.samples = {clip.id: clip for clip in (Clip(secrets.token_hex(8), name_of(p), p, True) for p in samples)}
         self.uploads: dict[str, Clip] = {}  # the oldest first
         self._one_at_a_time = asyncio.Lock()  # so that uploads in the making are bounded, too
 
@@ -113,6 +113,11 @@ class Shelf:
                 file.write(chunk)
         if not size:
             raise PlayError(400, f"{name[:LONGEST_NAME]} is empty")
+
+
+def name_of(path: Path) -> str:
+    """A file's name as text: it may hold bytes that are none, which no answer could carry."""
+    return path.name.encode("utf-8", "replace").decode()
 
 
 def find_samples(folder: Path) -> list[Path]:

@@ -78,7 +78,7 @@ class Guard:
                 "or start it with --allow-host NAME if that name is yours"
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and netloc(origin) != host.lower():
             return f"a page of {origin!r} may not use this server"
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return "a page of another site may not use this server"
@@ -93,6 +93,14 @@ class Guard:
         except ValueError:
             return False
         return address.is_loopback or not self.loopback
+
+
+def netloc(url: str) -> str | None:
+    """The lower-case host and port of a URL, None if it is malformed."""
+    try:
+        return urlsplit(url).netloc.lower()
+    except ValueError:
+        return None
 
 
 def hostname(url: str) -> str:

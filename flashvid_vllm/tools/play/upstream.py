@@ -69,7 +69,7 @@ class Upstream:
             "mm_processor_kwargs": {"flashvid": {"enabled": False}},
         }
         try:
-            response = await self.http.post(f"{self.url}/chat/completions", json=body)
+            response = await self.http.send(self._request(body))
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
         if response.status_code != 200:
@@ -105,7 +105,7 @@ class Upstream:
             "stream_options": {"include_usage": True},
             "mm_processor_kwargs": {"flashvid": dict(settings)},
         }
-        request = self.http.build_request("POST", f"{self.url}/chat/completions", json=body)
+        request = self._request(body)
         start = time.perf_counter()
         first = last = None
         usage: Mapping[str, Any] | None = None
@@ -125,17 +125,24 @@ class Upstream:
                             yield {"thought": str(thought)}
                         if text := delta.get("content"):
                             yield {"text": str(text)}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise PlayError(
+                502, f"the server sent what is no chat completion ({type(error).__name__}: {error})"
+            ) from None
         except httpx.HTTPError as error:
             if first is None:
                 raise self._unreachable(error) from None
             raise PlayError(502, f"the answer broke off: {error or type(error).__name__}") from None
         if usage is None or first is None or last is None:
             raise PlayError(502, "the answer broke off: the server sent no token counts")
-        count = int(usage["completion_tokens"])
-        details = usage.get("prompt_tokens_details") or {}
+        try:
+            count, prompt = int(usage["completion_tokens"]), int(usage["prompt_tokens"])
+            cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise PlayError(502, f"the server sent no token counts, but {str(usage)[:200]}") from None
         yield {
-            "prompt_tokens": int(usage["prompt_tokens"]),
-            "cached_tokens": details.get("cached_tokens"),
+            "prompt_tokens": prompt,
+            "cached_tokens": cached,
             "completion_tokens": count,
             "total_s": time.perf_counter() - start,
             "tokens_per_s": (count - 1) / (last - first) if count > 1 and last > first else None,
@@ -155,11 +162,20 @@ class Upstream:
                     chunk = json.loads(data)
                 except ValueError:
                     raise PlayError(502, f"the server sent what is not JSON: {data[:200]}") from None
+                if not isinstance(chunk, dict):
+                    raise PlayError(502, f"the server sent what is no chat completion: {data[:200]}")
                 if "error" in chunk:
                     raise self._refused(int(_code(chunk["error"])), data.encode())
                 yield chunk
         finally:
             await response.aclose()
+
+    def _request(self, body: Mapping[str, Any]) -> httpx.Request:
+        """A chat completion. Raises PlayError for what JSON cannot carry."""
+        try:
+            return self.http.build_request("POST", f"{self.url}/chat/completions", json=body)
+        except ValueError as error:  # NaN, half a surrogate pair
+            raise PlayError(400, f"this cannot be sent as JSON: {error}") from None
 
     def _unreachable(self, error: Exception) -> PlayError:
         why = str(error) or type(error).__name__
