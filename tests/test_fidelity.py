@@ -301,6 +301,7 @@ def with_unsigned_weights(path: Path) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.longer("half a minute of ONNX Runtime")
 def test_clip_is_the_packages() -> None:
     """The converted tower against ONNX Runtime, on frames of real clips.
 

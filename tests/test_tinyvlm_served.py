@@ -28,7 +28,8 @@ RATIOS = (1.0, 0.25, 0.1)
 
 
 @pytest.mark.parametrize(
-    "positions", [pytest.param(None, marks=pytest.mark.longer("plain vLLM")), "consecutive", "original"]
+    "positions",
+    [*(pytest.param(p, marks=pytest.mark.longer("an engine each")) for p in (None, "consecutive")), "original"],
 )
 def test_same_answers_in_vllm(positions: str | None, tmp_path: Path) -> None:
     """A wrong position, pooling, newline or attention shows: the model is untrained, but sharp. None: plain vLLM."""
@@ -70,6 +71,7 @@ def test_same_answers_in_vllm(positions: str | None, tmp_path: Path) -> None:
     assert len(different) > 5
 
 
+@pytest.mark.longer("half a minute of CLIP")
 def test_the_committed_weights_answer_what_they_were_trained_for() -> None:
     """From pixels of test videos through the real tower; by guessing, 18 of 24 questions have a chance of 1e-6."""
     try:
