@@ -2,7 +2,9 @@
 """A server with the OpenAI answers that `flashvid tune` reads, and a "model" whose answers follow from the ratio.
 
 A video is the bytes that are sent. One that begins with b"fragile", or a question with that word, is answered
-otherwise below a ratio of 0.2, others never; b"broken" is refused, as a video that cannot be decoded. Free text is
+otherwise below a ratio of 0.2, others never; b"broken" is refused, as a video that cannot be decoded, b"unscored" where
+the prompt is to be scored; b"crashing" is a 500, after which the connection is of no use, which it does not say. A
+compressed b"impossible" gives a word of its answer no probability at all. Free text is
 eight words, of which a fragile video's last 8 * (1 - ratio) change, and a token of the plain answer has the
 log-probability -0.1 - (1 - ratio), or -2.1 if another video is shown.
 """
@@ -43,6 +45,10 @@ class FakeServer:
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
+            disable_nagle_algorithm = True  # head and body are two writes
+            protocol_version = "HTTP/1.1"  # connections are kept, as vLLM keeps them
+            failed = False  # whether this connection has had a 500
+
             def log_message(self, *_: Any) -> None: ...
 
             def do_GET(self) -> None:
@@ -51,7 +57,8 @@ class FakeServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, reply = outer._answer(body)
+                status, reply = (0, None) if self.failed else outer._answer(body)
+                self.failed = status == 500
                 if status == 0:
                     self.close_connection = True
                 elif body.get("stream") and status == 200:
@@ -97,6 +104,8 @@ class FakeServer:
         fragile = video.startswith(b"fragile") or "fragile" in question
         if video.startswith(b"broken"):
             return 400, {"error": {"message": "cannot decode <b>this</b> video"}}
+        if video.startswith(b"crashing"):
+            return 500, {"error": {"message": "engine error"}}
         usage = {"prompt_tokens": 10 + round(1000 * ratio)}
         changes = fragile and ratio < 0.2
         if "structured_outputs" in body:
@@ -108,8 +117,13 @@ class FakeServer:
             said = body["messages"][1]["content"].split()
             mine = " ".join(WORDS[i - 3] for i in ids).split() == said
             value = -0.1 - (1 - ratio) if mine else -2.1
+            if video.startswith(b"unscored"):
+                return 400, {"error": {"message": "no score"}}
             tail = [WORDS.index(word) + 3 for word in said]
-            steps = [None, *({str(i): {"logprob": value}} for i in tail)]
+            values = [value] * len(tail)
+            if video.startswith(b"impossible") and ratio < 1:
+                values[0] = -9999.0
+            steps = [None, *({str(i): {"logprob": value}} for i, value in zip(tail, values, strict=True))]
             return 200, {"choices": [{}], "usage": usage, "prompt_token_ids": [9, *tail], "prompt_logprobs": steps}
         kept = round(8 * ratio) if fragile else 8
         ids = [*ids[:kept], *(3 + (i - 2) % len(WORDS) for i in ids[kept:])]

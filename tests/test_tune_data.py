@@ -69,9 +69,20 @@ def test_the_key_follows_the_bytes_and_the_question_alone(clip: Path) -> None:
         ('{"video": 3, "question": "?"}', "needs a 'video' that is text, got 3"),
         ('{"video": "a.mp4", "question": "?", "options": []}', "has 'options'; known: video, question, choices"),
         ('{"video": "a.mp4", "question": "?", "choices": ["a"]}', "must be a list of 2 to 26 different texts"),
-        ('{"video": "a.mp4", "question": "?", "choices": ["a", "A "]}', "must be a list of 2 to 26 different texts"),
+        ('{"video": "a.mp4", "question": "?", "choices": ["a", "a "]}', "must be a list of 2 to 26 different texts"),
         ('{"video": "a.mp4", "question": "?", "choices": ["x", "y"], "answer": "c"}', "answer 'c' is none of"),
         ('{"video": "a.mp4", "question": "?", "answer": 4}', "answer must be text, got 4"),
+        ('{"video": "a.mp4", "question": "?", "id": ' + "9" * 5000 + "}", "is no JSON: Exceeds the limit"),
+        ("[" * 20000, "is no JSON: nested too deeply"),
+        ("[" * 300 + "]" * 300, "must be an object"),
+        (r'{"video": "a.mp4", "question": "\ud800"}', r"half of a surrogate pair, which is no character: '\ud800'"),
+        (r'{"video": "\ud800.mp4", "question": "?"}', "half of a surrogate pair"),
+        (r'{"video": "data:\ud800", "question": "?"}', "half of a surrogate pair"),
+        (r'{"video": "a.mp4", "question": "?", "choices": ["a", "\udfff"]}', "half of a surrogate pair"),
+        (
+            '{"video": "a.mp4", "question": "?", "choices": ["-5", "5", "0"], "answer": "5."}',
+            "may be '-5' or '5'",
+        ),
     ],
 )
 def test_lines_that_are_no_items(clip: Path, line: str, message: str) -> None:
@@ -100,3 +111,45 @@ def test_timed_items_are_of_as_many_videos(tmp_path: Path) -> None:
     assert [item.video.name for item in spread(items, 3)] == ["0.mp4", "2.mp4", "4.mp4"]
     assert len({item.video.name for item in spread(items, 8)}) == 6
     assert len(spread(items, 8)) == 8
+
+
+def test_separators_in_a_text_end_no_line(clip: Path) -> None:
+    """U+2028, U+0085 and others are valid within a JSON string; a byte order mark is none of the first line's."""
+    entry = {"video": "a.mp4", "question": "one\u2028two\u0085three"}
+    (clip / "data.jsonl").write_text(json.dumps(entry, ensure_ascii=False) + "\r\n", encoding="utf-8-sig")
+    assert [item.question for item in load(clip / "data.jsonl").items] == [entry["question"]]
+
+
+def test_choices_may_differ_in_punctuation_and_case(clip: Path) -> None:
+    """A letter tells them apart; where the model answers in words they are the same."""
+    for choices in (["C", "C++", "C#"], ["-5", "5"], ["50", "50%"], ["us", "US"], ["+", "-"]):
+        path = write(clip, {"video": "a.mp4", "question": "?", "choices": choices, "answer": choices[1]})
+        assert load(path).items[0].answer == choices[1]
+        with pytest.raises(UserError, match="with --choices words case and punctuation"):
+            load(path, words=True)
+
+
+@pytest.mark.parametrize("video", ["a\0.mp4", "http://["])
+def test_names_that_no_video_has(clip: Path, video: str) -> None:
+    """Refused alone: the others are asked."""
+    data = load(write(clip, {"video": "a.mp4", "question": "?"}, {"video": video, "question": "?"}))
+    assert len(data.items) == 1
+    assert data.refused[0].startswith("data.jsonl:2: ")
+    assert repr(video)[1:-1] in data.refused[0]
+
+
+def test_another_answer_to_the_same_question_is_told(clip: Path) -> None:
+    """Whichever counts, accuracy depends on it; the same answer twice, once as a letter, is no contradiction."""
+    entry = {"video": "a.mp4", "question": "?", "choices": ["x", "y"]}
+    data = load(write(clip, *(entry | {"answer": answer} for answer in ("x", "A", "y"))))
+    assert [item.answer for item in data.items] == ["x"]
+    assert data.refused == ["data.jsonl:3: left out; data.jsonl:1 asks the same, and its answer is 'x', not 'y'"]
+
+
+def test_a_name_that_is_no_utf8_can_be_shown(tmp_path: Path) -> None:
+    """A report with it could not be written, after everything was asked."""
+    with open(bytes(tmp_path) + b"/\xe9.mp4", "wb") as file:
+        file.write(b"pixels")
+    item = load(tmp_path).items[0]
+    assert item.video.name == r"\udce9.mp4"
+    assert item.video.url().endswith(base64.b64encode(b"pixels").decode())

@@ -75,7 +75,7 @@ def test_the_grid_finds_where_answers_change(tune: Any, server: FakeServer, tmp_
     advice = report(tmp_path)["advice"]
     assert advice["verdict"] == "found"
     assert advice["options"] == "--plugin flashvid --flashvid-retention-ratio 0.25"
-    assert "R = 0.25 is the smallest that keeps 98 % of the plain model's answers (100.0, lower bound 98.1;" in out
+    assert "R = 0.25 is the smallest that keeps 98 % of the plain model's answers (100.0 %, lower bound 98.1 %;" in out
     assert "vllm serve fake --plugin flashvid --flashvid-retention-ratio 0.25" in out
     assert len(server.bodies) == 200 * 5
     assert all(body["temperature"] == 0 for body in server.bodies)
@@ -224,6 +224,14 @@ def test_a_setting_that_the_server_refuses(tune: Any, server: FakeServer, tmp_pa
         (("-o", "report.pdf"), "-o must end in .html"),
         (("--model", "another"), "the server has the models fake; --model another is none of them"),
         (("--concurrency", "0"), "must be 1 or more, got 0"),
+        (("--timeout", "-1"), "--timeout must be seconds above 0, up to 86400 (a day), got -1"),
+        (("--timeout", "nan"), "--timeout must be seconds above 0"),
+        (("--timeout", "1e300"), "--timeout must be seconds above 0"),
+        (("--body", '{"mm_processor_kwargs": 5}'), "--body: mm_processor_kwargs must be an object, got 5"),
+        (("--body", '{"mm_processor_kwargs": null}'), "mm_processor_kwargs must be an object, got null"),
+        (("--body", r'{"user": "\ud800"}'), "--body cannot be sent: it has NaN, Infinity or half of a surrogate pair"),
+        (("--body", '{"top_p": NaN}'), "--body cannot be sent"),
+        (("--body", '{"a":' + "[" * 20000), "argument --body: not JSON"),
         (("--", "--dtype", "float32"), "--dtype behind -- is for a server that --model starts"),
     ],
 )
@@ -238,15 +246,83 @@ def test_no_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = choices(tmp_path, ["robust"])
     for url, message in (
         ("http://127.0.0.1:9/v1", "is the server running?"),
-        ("localhost:8000", "must be a URL such as"),
+        *((url, "must be a URL such as") for url in ("localhost:8000", "http://[/v1", "http://:80", "http://a..b/v1")),
+        *((f"http://localhost:{port}/v1", "must be a URL such as") for port in ("port", "99999", "0")),
     ):
         with pytest.raises(SystemExit) as exit:
             main([str(data), "--base-url", url, "--results", str(tmp_path / "r.jsonl")])
         assert exit.value.code == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert "What was answered is kept" not in err  # nothing was, and there is no such file
+    for arguments, message in (([str(data)], "give --base-url URL of a server"), ([""], "expected a JSONL file or")):
+        with pytest.raises(SystemExit) as exit:
+            main(arguments)
+        assert exit.value.code == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([str(data)])
-    assert "give --base-url URL of a server" in capsys.readouterr().err
+
+
+def test_a_key_that_no_header_holds(tune: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "schl\u00fcssel")
+    code, _, err = tune(choices(tmp_path, ["robust"]))
+    assert code == 2
+    assert "OPENAI_API_KEY has characters that no HTTP header can hold" in err
+
+
+def test_an_error_of_the_server_costs_one_item(tune: Any, server: FakeServer, tmp_path: Path) -> None:
+    """vLLM closes a connection after a 500 without saying so: what is sent over it next gets no answer."""
+    code, _, err = tune(
+        choices(tmp_path, ["robust", "crashing", "robust"], questions=1), "--ratios", "0.5", "--concurrency", "1"
+    )
+    assert code == 1
+    assert [line for line in err.splitlines() if line.startswith("failed")] == [
+        "failed: 1.mp4, 'Which 0?', plain: HTTP 500: engine error"
+    ]
+    assert by_name(tmp_path)["R = 0.5"]["videos"] == 2
+
+
+@pytest.mark.parametrize("line", ['{"x": 1}', "[]", '{"kind": "answer", "item": "0", "setting": "plain", "text": "x"}'])
+def test_results_with_a_line_of_something_else(tune: Any, tmp_path: Path, line: str) -> None:
+    """It is named, and nothing in the file is lost."""
+    data, results = choices(tmp_path, ["robust"]), tmp_path / "results.jsonl"
+    assert tune(data, "--ratios", "0.5")[0] == 0
+    head, *rest = results.read_text().splitlines()
+    text = "\n".join([head, rest[0], line, *rest[1:], ""])
+    results.write_text(text)
+    code, _, err = tune(data, "--ratios", "0.5")
+    assert code == 2
+    assert f"results.jsonl:3 is no result of flashvid tune: {line}; delete that line" in err
+    assert results.read_text() == text
+
+
+def test_choices_that_failed_do_not_decide(tune: Any, tmp_path: Path) -> None:
+    """Free text was answered in every setting; only the item with choices was not."""
+    data = choices(tmp_path, ["broken"], questions=1)
+    lines = []
+    for number in range(1, 4):
+        (tmp_path / f"{number}.mp4").write_bytes(f"robust {number}".encode())
+        lines.append(json.dumps({"video": f"{number}.mp4", "question": "What?"}))
+    data.write_text("\n".join([data.read_text(), *lines]))
+    for more, by in (((), "likelihood"), (("--no-likelihood", "--fresh"), "agreement")):
+        code, out, _ = tune(data, "--ratios", "0.5", *more)
+        assert code == 1
+        assert report(tmp_path)["by"] == by
+        assert by_name(tmp_path)["R = 0.5"]["free"] == 3
+        assert "Nothing can be said" not in out
+
+
+def test_letters_tell_choices_apart_that_words_would_not(tune: Any, tmp_path: Path) -> None:
+    """From "C" to "C++" is another answer, and one of them is right."""
+    (tmp_path / "a.mp4").write_bytes(b"fragile")
+    entry = {"video": "a.mp4", "question": "Which?", "choices": ["C", "C++", "C#"], "answer": "C"}
+    (tmp_path / "data.jsonl").write_text(json.dumps(entry))
+    assert tune(tmp_path / "data.jsonl", "--ratios", "0.5", "0.1")[0] == 0
+    rows = by_name(tmp_path)
+    assert [rows[name]["agreement"][0] for name in ("R = 0.5", "R = 0.1")] == [1, 0]
+    assert rows["plain"]["accuracy"][0] + rows["R = 0.1"]["accuracy"][0] <= 1
+    code, _, err = tune(tmp_path / "data.jsonl", "--choices", "words", "--fresh")
+    assert code == 2
+    assert "with --choices words case and punctuation at the ends do not count" in err
 
 
 def test_free_text(tune: Any, server: FakeServer, tmp_path: Path) -> None:
@@ -270,6 +346,34 @@ def test_free_text(tune: Any, server: FakeServer, tmp_path: Path) -> None:
     assert report(tmp_path)["by"] == "likelihood"
     assert "None of them keeps 98 % of what the video adds to the plain answers' likelihood" in out
     assert sum("prompt_logprobs" in body for body in server.bodies) == 30 * (2 + 2)
+
+
+def test_the_floor_is_of_a_video_that_can_be_answered_about(tune: Any, server: FakeServer, tmp_path: Path) -> None:
+    """The next video may be unreadable, or fail beside this question alone: another will do, and no item is lost."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for number, kind in enumerate(["fragile", "broken", "fragile", "unscored", "fragile"]):
+        (folder / f"{number}.mp4").write_bytes(f"{kind} {number}".encode())
+    code, _, err = tune(folder, "--ratios", "0.5")
+    assert code == 1
+    failed = [line for line in err.splitlines() if line.startswith("failed")]
+    assert len(failed) == 5 + 2 * 5  # the broken one's answers, and what the other is asked itself
+    assert not [line for line in failed if "score of floor" in line]
+    row = by_name(tmp_path)["R = 0.5"]
+    assert (row["scored"], row["likelihood"][0]) == (15, pytest.approx(0.75))
+    found = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert sum(line.get("setting") == "floor" for line in found) == 20
+
+
+def test_an_impossible_token_does_not_outweigh_all_others(tune: Any, server: FakeServer, tmp_path: Path) -> None:
+    """vLLM says -9999 of one; the other seven words and the other answers would count for nothing beside it."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for number, kind in enumerate(["fragile", "impossible"]):
+        (folder / f"{number}.mp4").write_bytes(f"{kind} {number}".encode())
+    assert tune(folder, "--ratios", "0.5")[0] == 0
+    logprob = by_name(tmp_path)["R = 0.5"]["logprob"]
+    assert logprob == pytest.approx((-0.6 + (7 * -0.6 - 50) / 8) / 2)
 
 
 def test_one_video_tells_nothing_of_others(tune: Any, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_the_lower_bound_decides() -> None:
     advice = advise(rows, 0.98, AGREEMENT, "org/model", ["--dtype", "float32"])
     assert advice.verdict == FOUND
     assert advice.options == "--plugin flashvid --flashvid-retention-ratio 0.15"
-    assert "lower bound 98.1" in advice.sentence
+    assert "(98.5 %, lower bound 98.1 %;" in advice.sentence
     command = "vllm serve org/model --dtype float32 --plugin flashvid --flashvid-retention-ratio 0.15"
     assert command in advice.sentence
     assert "R = 0.1 may do as well: about 400 videos would tell" in advice.sentence
@@ -126,19 +126,31 @@ def test_times_stay_above_nothing() -> None:
 def test_none_keeps_enough() -> None:
     advice = advise([row(0.5, (0.9, 0.85, 0.94)), row(0.1, (0.5, 0.4, 0.6))], 0.98, AGREEMENT, "m", None)
     assert (advice.verdict, advice.options) == (NONE, "")
-    assert "R = 0.5, keeps 90.0 (upper bound 94.0)" in advice.sentence
+    assert "R = 0.5, keeps 90.0 % (upper bound 94.0 %)" in advice.sentence
 
 
 def test_too_few_to_tell() -> None:
     """Above the bar it is told how many would show it, on the bar that none would, and of one video nothing."""
     advice = advise([row(0.5, (0.99, 0.95, 1), 25)], 0.98, AGREEMENT, "m", None)
     assert (advice.verdict, advice.videos) == (TOO_FEW, 400)
+    assert "keeps 99.0 % of the plain model's answers (between 95.0 % and 100.0 %)" in advice.sentence
+    assert "about 400 would do, if it stays so" in advice.sentence
     advice = advise([row(0.5, (0.98, 0.95, 1), 25)], 0.98, AGREEMENT, "m", None)
     assert (advice.verdict, advice.videos) == (TOO_FEW, None)
     assert "no number of videos would tell" in advice.sentence
     advice = advise([row(0.5, (0.9, -math.inf, math.inf), 1)], 0.98, AGREEMENT, "m", None)
     assert "begin with 20" in advice.sentence
     assert advise([], 0.98, AGREEMENT, "m", None).verdict == TOO_FEW
+
+
+def test_more_videos_are_no_promise_of_success() -> None:
+    """An estimate below the bar: so many videos would show that it keeps too little."""
+    advice = advise([row(0.5, (0.6, 0, 1), 4)], 0.98, AGREEMENT, "m", None)
+    assert (advice.verdict, advice.videos) == (TOO_FEW, 5)
+    assert "about 5 videos would tell that it keeps too little" in advice.sentence
+    assert "would do" not in advice.sentence
+    rows = [row(0.5, (1, 0.99, 1)), row(0.1, (0.97, 0.9, 1))]
+    assert "may do as well" not in advise(rows, 0.98, AGREEMENT, "m", None).sentence
 
 
 def test_likelihood_may_decide() -> None:

@@ -44,6 +44,7 @@ examples:
   flashvid tune qa.jsonl --model Qwen/Qwen2.5-VL-3B-Instruct -- --dtype float16
 """
 RESULTS = Path("flashvid-tune.jsonl")
+LONGEST_TIMEOUT = 86400  # seconds
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def main(argv: list[str] | None = None) -> int:
         _check(options, arguments[at + 1 :])
         return run(options, arguments[at + 1 :])
     except Gone as error:
-        parser.error(f"{error} What was answered is kept in {options.results}: the same command goes on there")
+        if options.results.exists():
+            parser.error(f"{error} What was answered is kept in {options.results}: the same command goes on there")
+        parser.error(str(error))
     except UserError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
@@ -74,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, server_options: Sequence[str]) -> int:
     """Ask, and tell what was found. Raises UserError."""
-    data = load(options.data, options.limit)
+    data = load(options.data, options.limit, options.choices == "words")
     variants = _variants(options)
     videos = len({item.video.digest for item in data.items})
     tried = sum(len(variant.settings) for variant in variants)
@@ -187,6 +190,8 @@ def _check(options: argparse.Namespace, server_options: Sequence[str]) -> None:
         )
     if not 0 < options.keep < 1:
         raise UserError(f"--keep must be a share between 0 and 1, such as 0.98, got {options.keep:g}")
+    if not 0 < options.timeout <= LONGEST_TIMEOUT:
+        raise UserError(f"--timeout must be seconds above 0, up to {LONGEST_TIMEOUT} (a day), got {options.timeout:g}")
     if options.no_likelihood and options.by == "likelihood":
         raise UserError("--by likelihood and --no-likelihood exclude each other; leave one of them out")
     if options.output and options.output.suffix.lower() != ".html":
@@ -197,12 +202,25 @@ def _check(options: argparse.Namespace, server_options: Sequence[str]) -> None:
     for name in ("messages", "model", "stream", "temperature"):
         if name in options.body:
             raise UserError(f"--body cannot give {name!r}: every request has its own, and is greedy")
+    kwargs = options.body.get("mm_processor_kwargs", {})
+    if not isinstance(kwargs, dict):
+        raise UserError(f"--body: mm_processor_kwargs must be an object, got {json.dumps(kwargs)[:80]}")
+    try:
+        json.dumps(options.body, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:  # UnicodeEncodeError among them
+        raise UserError("--body cannot be sent: it has NaN, Infinity or half of a surrogate pair") from None
+
+
+def _data(text: str) -> Path:
+    if not text:  # Path("") is the folder that one is in
+        raise argparse.ArgumentTypeError("expected a JSONL file or a folder of videos, got ''")
+    return Path(text)
 
 
 def _make_parser() -> Parser:
     parser = Parser("flashvid tune", HELP)
     add = parser.add_argument
-    add("data", type=Path, metavar="DATA")
+    add("data", type=_data, metavar="DATA")
     add("--base-url")
     add("--model")
     add("--ratios", type=number(float), nargs="+")

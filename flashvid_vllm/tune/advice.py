@@ -20,7 +20,7 @@ class Advice:
         verdict: FOUND, NONE or TOO_FEW.
         sentence: for people.
         options: of ``vllm serve`` where it is FOUND, else empty.
-        videos: how many would do where it is TOO_FEW; None if no number would.
+        videos: how many would tell where it is TOO_FEW; None if no number would.
     """
 
     verdict: str
@@ -64,7 +64,7 @@ def advise(rows: Sequence[Row], keep: float, by: str, model: str, beside: Sequen
             f"lower bound {_percent(low, keep)}; {best.prompt_tokens and best.prompt_tokens[0]:.0f} prompt tokens); "
             f"serve with: {command}{rest}"
         )
-        smaller = [row for row in unclear if _tokens(row) < _tokens(best)]
+        smaller = [row for row in unclear if _tokens(row) < _tokens(best) and _bounds(row, by)[0] > keep]
         if smaller and (needed := _needed(smaller[0], by, keep)):
             sentence += f". {smaller[0].setting.name} may do as well: about {needed} videos would tell"
         return Advice(FOUND, sentence + ".", options)
@@ -89,8 +89,10 @@ def _too_few(unclear: Sequence[Row], keep: float, by: str, what: str) -> Advice:
         more = "one video tells nothing about others; begin with 20"
     elif needed is None:
         more = f"it lies on the bar of {_bar(keep)} %: no number of videos would tell, another --keep would"
-    else:
+    elif value > keep:
         more = f"about {needed} would do, if it stays so"
+    else:
+        more = f"about {needed} videos would tell that it keeps too little, if it stays so"
     return Advice(
         TOO_FEW, f"The data are too few to tell: on {videos} {found}, and the bar is {_bar(keep)} %; {more}.",
         videos=needed,
@@ -114,11 +116,11 @@ def _tokens(row: Row) -> float:
 
 
 def _percent(value: float, keep: float) -> str:
-    """Rounded, but never up to or beyond the bar: 97.96 does not read as the 98.0 that it is below."""
+    """With its sign, rounded, but never up to or beyond the bar: 97.96 does not read as the 98.0 that it is below."""
     if not math.isfinite(value):
         return "?"
     rounded = round(1000 * value)
-    return f"{(rounded - 1 if value < keep <= rounded / 1000 else rounded) / 10:.1f}"
+    return f"{(rounded - 1 if value < keep <= rounded / 1000 else rounded) / 10:.1f} %"
 
 
 def _bar(keep: float) -> str:

@@ -92,7 +92,8 @@ class Client:
         timeout: seconds that a request may take.
 
     Raises:
-        UserError: no httpx, no such server, or it serves several models and none was named.
+        UserError: no httpx, no such server, a key that no header can hold, or it serves several models and none was
+            named.
     """
 
     def __init__(self, base_url: str, model: str | None, key: str | None, timeout: float) -> None:
@@ -100,16 +101,20 @@ class Client:
             httpx: Any = importlib.import_module("httpx")
         except ImportError:
             raise UserError("flashvid tune needs httpx: pip install 'flashvid-vllm[tune]'") from None
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        host = _host(httpx, base_url)
+        if host is None:
             raise UserError(f"--base-url must be a URL such as http://localhost:8000/v1, got {base_url!r}")
+        if key and not (key.isascii() and key.isprintable()):
+            raise UserError("OPENAI_API_KEY has characters that no HTTP header can hold; only printable ASCII will do")
         self._httpx, self.root = httpx, base_url.rstrip("/").removesuffix("/v1").rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(
             timeout=httpx.Timeout(timeout, connect=15),
             headers=headers,
-            trust_env=parts.hostname not in _LOOPBACK,  # a proxy is for other machines
-            limits=httpx.Limits(max_connections=None),
+            trust_env=host not in _LOOPBACK,  # a proxy is for other machines
+            # a connection for each request: vLLM closes one after a 500 without saying so, and the next item, sent
+            # over it, would fail in its place
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
         self.card = self._card(model)
         self.model = str(self.card["id"])
@@ -171,12 +176,12 @@ class Client:
         reply = self._post({**body, "prompt_logprobs": 0, "return_token_ids": True})
         try:
             ids, steps = reply["prompt_token_ids"], reply["prompt_logprobs"]
-        except (KeyError, TypeError) as error:
+            for said in (answer.ids, answer.ids[:-1]):  # the last one ends the answer, or it was cut off
+                if said and ids[-len(said) :] == said:
+                    told = zip(said, steps[-len(said) :], strict=True)
+                    return [float(step[str(token)]["logprob"]) for token, step in told]
+        except (KeyError, TypeError, ValueError) as error:
             raise Failed(f"an answer without {error}: is this vLLM?") from None
-        for said in (answer.ids, answer.ids[:-1]):  # the last one ends the answer, or it was cut off
-            if said and ids[-len(said) :] == said:
-                told = zip(said, steps[-len(said) :], strict=True)
-                return [float(step[str(token)]["logprob"]) for token, step in told]
         return None
 
     def first_token(self, item: Item, request: Mapping[str, Any], asking: Asking) -> float:
@@ -237,7 +242,7 @@ class Client:
             raise Failed(f"HTTP {reply.status_code}: {_message(reply.text)}")
         try:
             return reply.json()
-        except json.JSONDecodeError:
+        except ValueError:
             raise Failed(f"HTTP 200, but no JSON: {reply.text[:100]!r}") from None
 
     def _failures(self) -> Any:
@@ -257,8 +262,19 @@ class _Failures:
             raise Gone(f"nothing answers at {self._root} ({error}); is the server running?") from None
         if isinstance(error, self._httpx.TimeoutException):
             raise Failed("no answer within the time that --timeout allows") from None
-        if isinstance(error, self._httpx.TransportError):
+        if isinstance(error, self._httpx.RequestError):
             raise Failed(f"the connection broke off ({error or type(error).__name__})") from None
+
+
+def _host(httpx: Any, url: str) -> str | None:
+    """The host that a URL names; None if no request could go there."""
+    try:
+        parts, _ = urlsplit(url), httpx.URL(url)
+        host = parts.hostname or ""
+        valid = parts.scheme in ("http", "https") and host and host.encode("idna") and parts.port != 0
+    except (ValueError, httpx.InvalidURL):  # brackets, a port beyond 65535, a name that no DNS can hold
+        return None
+    return host if valid else None
 
 
 def _message(text: str) -> str:

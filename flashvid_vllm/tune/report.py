@@ -26,7 +26,7 @@ def write_report(
     text = page(served["model"], facts, summary, advice, keep, frames, shown, [*failures, *problems])
     data = path.with_suffix(".json")
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a server may send half a surrogate pair
         data.write_text(json.dumps(as_data(summary, advice, served, keep, failures), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None

@@ -39,11 +39,12 @@ class Results:
 
     def _take(self, old: list[bytes], head: Mapping[str, Any]) -> None:
         try:
-            lines = [json.loads(line) for line in old[:-1] if line]  # behind the last line's end is what was cut off
-            found = lines[0]
+            # behind the last line's end is what was cut off
+            lines = [(number, json.loads(line)) for number, line in enumerate(old[:-1], 1) if line]
+            found = lines[0][1]
             if found["kind"] != "run":
                 raise ValueError
-        except (ValueError, IndexError, KeyError, TypeError):
+        except (ValueError, RecursionError, IndexError, KeyError, TypeError):
             raise UserError(f"{self.path} holds no results of flashvid tune; give another --results") from None
         for name in {**found, **head}:
             if found.get(name) != head.get(name):
@@ -51,7 +52,13 @@ class Results:
                     f"{self.path} holds answers with {name} {found.get(name)!r}, and now it is {head.get(name)!r}; "
                     "give another --results, or --fresh to drop them"
                 )
-        self.lines = {self._key(line): line for line in lines[1:]}
+        for number, line in lines[1:]:
+            if not _is_result(line):
+                raise UserError(
+                    f"{self.path}:{number} is no result of flashvid tune: {json.dumps(line)[:80]}; delete that line, "
+                    "or give another --results"
+                )
+        self.lines = {self._key(line): line for _, line in lines[1:]}
 
     def _write(self, head: Mapping[str, Any]) -> None:
         new = self.path.with_name(self.path.name + ".new")
@@ -74,3 +81,16 @@ class Results:
                 file.write(json.dumps(line) + "\n")
             self.lines[self._key(line)] = line
         return line
+
+
+def _is_result(line: Any) -> bool:
+    """Whether a line has what is read of its kind."""
+    if not isinstance(line, dict) or not all(isinstance(line.get(name), str) for name in ("kind", "item", "setting")):
+        return False
+    if line["kind"] == ANSWER:
+        ids = line.get("ids")
+        whole = isinstance(ids, list) and all(isinstance(token, int) for token in ids)
+        return whole and isinstance(line.get("text"), str) and isinstance(line.get("prompt_tokens"), int)
+    if line["kind"] == SCORE:
+        return "logprob" in line and isinstance(line["logprob"], int | float | None)
+    return line["kind"] == TIME and isinstance(line.get("seconds"), int | float) and line["seconds"] > 0

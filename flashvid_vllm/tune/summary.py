@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import stats
-from .client import Asking
+from .client import LETTERS, Asking
 from .collect import FLOOR
 from .data import Item, plain_text
 from .grid import PLAIN, Setting, plain
@@ -30,7 +30,8 @@ class Row:
         agreement: share of the answers that are the plain model's: the same choice, or the same first tokens.
         choices, free: how many items of either kind that is.
         common_tokens: mean number of first tokens that an answer in free text has in common with the plain one.
-        logprob: mean log-probability of a token of the plain answers in free text, given the video in this setting.
+        logprob: mean log-probability of a token of the plain answers in free text, given the video in this setting;
+            one below LEAST_LOGPROB (-50), such as the -9999 that vLLM gives an impossible token, counts as that.
         likelihood: where ``logprob`` lies between that given another item's video (0) and the plain video (1).
         scored: items that it is of.
         accuracy: share of right answers among the ``known`` items whose answer is known.
@@ -104,13 +105,13 @@ def summarize(
 
     Args:
         same_tokens: an answer in free text agrees if so many of its first tokens are the plain answer's.
-        by: what decides; None: agreement if there are choices, then of them alone, else likelihood where it was
+        by: what decides; None: agreement if choices were answered, then of them alone, else likelihood where it was
             measured. In free text one other word early on ends agreement, whatever the answer says, so agreement there
             is a strict measure, and the likelihood of the plain answers the one that tells how much of the video is
             left.
     """
     table = _Table(results, items, asking, same_tokens)
-    choices_only = any(item.choices for item in items)
+    choices_only = table.has_choices(settings)
     rows = [table.row(setting, choices_only and by is None) for setting in (plain(), *settings)]
     scored = any(row.likelihood is not None for row in rows[1:])
     by = by or (LIKELIHOOD if not choices_only and scored else AGREEMENT)
@@ -120,6 +121,13 @@ def summarize(
 class _Table:
     def __init__(self, results: Results, items: Sequence[Item], asking: Asking, same_tokens: int) -> None:
         self.results, self.items, self.asking, self.same_tokens = results, items, asking, same_tokens
+
+    def has_choices(self, settings: Sequence[Setting]) -> bool:
+        """Whether any item with choices was answered both plain and in some setting."""
+        return any(
+            item.choices and self._said(item, plain()) and any(self._said(item, setting) for setting in settings)
+            for item in self.items
+        )
 
     def row(self, setting: Setting, choices_only: bool) -> Row:
         """``choices_only``: agreement is that of the items with choices."""
@@ -170,8 +178,14 @@ class _Table:
 
     def _agree(self, item: Item, first: dict[str, Any], second: dict[str, Any]) -> bool:
         if item.choices:
-            return plain_text(self._shown(item, first)) == plain_text(self._shown(item, second))
+            return self._same(item, self._shown(item, first), self._shown(item, second))
         return bool(first["ids"][: self.same_tokens] == second["ids"][: self.same_tokens])
+
+    def _same(self, item: Item, first: str, second: str) -> bool:
+        """Whether two texts are the same: a letter names a choice as it stands, words may be written otherwise."""
+        if item.choices and self.asking.choices == LETTERS:
+            return first == second
+        return plain_text(first) == plain_text(second)
 
     def _agreement(self, row: Row, both: list[tuple[Item, dict[str, Any], dict[str, Any]]], choices_only: bool) -> None:
         counted = [entry for entry in both if entry[0].choices or not choices_only]
@@ -196,7 +210,7 @@ class _Table:
 
     def _right(self, item: Item, line: dict[str, Any]) -> bool:
         assert item.answer is not None
-        return plain_text(self._shown(item, line)) == plain_text(item.answer)
+        return self._same(item, self._shown(item, line), item.answer)
 
     def _likelihood(self, row: Row) -> None:
         found = []
