@@ -244,7 +244,7 @@ def _video(source: str, folder: Path) -> Video | str:
     except OSError as error:
         return f"cannot read {path}: {error.strerror or error}"
     except ValueError as error:  # a name that no file can have
-        return f"cannot read {str(path)!r:.80}: {error}"
+        return f"cannot read {source!r:.80}: {error}"
 
 
 def _printable(text: str) -> str:
