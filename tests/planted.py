@@ -66,7 +66,7 @@ FAULTS = [
     # what a client may send
     Fault(PLUGIN + "processor.py", "if tokens > limit and", "if tokens > 2**40 and", "pieces requests"),
     Fault(PLUGIN + "processor.py", "self.check_prompt(updates, _request.get())", "pass", "processor_cache odd_prompts"),
-    Fault(PLUGIN + "processor_cache.py", "sha256(settings)", 'sha256(b"")', "processor_cache"),
+    Fault(PLUGIN + "processor_cache.py", "sha256(settings)", "sha256(bytes())", "processor_cache"),
     Fault(
         PLUGIN + "processor.py",
         "row.numpy().tobytes() + original *",
