@@ -8,7 +8,6 @@ with VllmServer(model, "--plugin", "flashvid") as server:
 from __future__ import annotations
 
 import atexit
-import base64
 import contextlib
 import mimetypes
 import os
@@ -30,6 +29,8 @@ from typing import Any
 import httpx
 import openai
 import psutil
+
+from flashvid_vllm.tools.endpoint import data_url
 
 # "(EngineCore pid=12) INFO 01-31 10:20:30 [core.py:12] Text" -> "Text"
 LOG_LINE = re.compile(r"INFO \S+ \S+ \[[^\]]*\] ([A-Z].*)")
@@ -310,7 +311,7 @@ def video_url(video: str | os.PathLike[str]) -> str:
     if str(video).startswith(("http://", "https://", "data:")):
         return str(video)
     kind = mimetypes.guess_type(str(video))[0] or "video/mp4"
-    return f"data:{kind};base64,{base64.b64encode(Path(video).read_bytes()).decode()}"
+    return data_url(kind, Path(video).read_bytes())
 
 
 def ask(

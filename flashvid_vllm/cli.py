@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any, get_args
 
-from .config import Method
+from .config import Method, shown
 from .config_file import FLAG, refuse_unread_file
 from .settings import KEY, REQUEST_OVERRIDES, SERVER_SINGLE, check_server
 
@@ -154,7 +154,7 @@ def json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {text!r:.200} ({error})") from None
+        raise argparse.ArgumentTypeError(f"not JSON: {shown(text)} ({error})") from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {shown(text)}")
     return value

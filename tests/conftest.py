@@ -118,3 +118,18 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     from benchmarks.load_clips import make_clips
 
     return make_clips(6, 24, 8, tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="session")
+def clip_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny CLIP tower of 7 x 7 patches."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("clip")
+    config = transformers.CLIPVisionConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, image_size=112, patch_size=16
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformers.CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    transformers.CLIPImageProcessor().save_pretrained(folder)
+    return folder

@@ -413,22 +413,13 @@ def test_urls() -> None:
 # --- kept tokens
 
 
-def test_kept_tokens_are_vizs(tmp_path: Path) -> None:
+def test_kept_tokens_are_vizs(clip_model: Path, tmp_path: Path) -> None:
     """Faults: other settings or another clip drawn than chosen; a drawn page that may do what the page may."""
-    transformers = pytest.importorskip("transformers")
     pytest.importorskip("cv2")
-    import torch
 
     from flashvid_vllm.viz.__main__ import main
 
-    config = transformers.CLIPVisionConfig(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, image_size=112, patch_size=16
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformers.CLIPVisionModelWithProjection(config).save_pretrained(tmp_path)
-    transformers.CLIPImageProcessor().save_pretrained(tmp_path)
-    with client(tower=str(tmp_path), clip=True, frames=4) as play:
+    with client(tower=str(clip_model), clip=True, frames=4) as play:
         body = {name: value for name, value in request_of(play).items() if name in ("clip", "settings")}
         found = play.post("/api/kept", json={**body, "settings": {"token_budget": 30, "method": "tome"}}).json()
         assert (found["kept"], found["total"]) == (30, 4 * 49)
@@ -437,7 +428,7 @@ def test_kept_tokens_are_vizs(tmp_path: Path) -> None:
         assert "default-src 'none'" in drawn.headers["content-security-policy"]
         out = tmp_path / "out.html"
         settings = ["--token-budget", "30", "--method", "tome", "--frames", "4"]
-        assert main([str(DRAWN), "-o", str(out), "--clip", str(tmp_path), *settings]) == 0
+        assert main([str(DRAWN), "-o", str(out), "--clip", str(clip_model), *settings]) == 0
         assert drawn.text == out.read_text()
         for settings_, message in (({"token_budget": 0}, "token_budget must be"), ({"enabled": False}, "every token")):
             refused = play.post("/api/kept", json={**body, "settings": settings_})

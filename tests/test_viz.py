@@ -42,20 +42,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="module")
-def clip_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLIP tower of 7 x 7 patches."""
-    folder = tmp_path_factory.mktemp("clip")
-    config = transformers.CLIPVisionConfig(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, image_size=112, patch_size=16
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformers.CLIPVisionModelWithProjection(config).save_pretrained(folder)
-    transformers.CLIPImageProcessor().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A square moves over a still scene; the scene changes after 5 frames. 5 frames a second."""
     path = tmp_path_factory.mktemp("video") / "moving & <b>.avi"

@@ -40,9 +40,10 @@ class MRopeProcessor(FlashVidProcessor):
         ids than there are."""
         super().check_prompt(updates, request)
         videos = [plain_video_of(item) for item in updates.get("video", ())]
-        seconds = [float(v.fields["second_per_grid_ts"].data) for v in videos if "second_per_grid_ts" in v.fields]
+        field = "second_per_grid_ts"
+        timed = [(v.num_frames, float(v.fields[field].data)) for v in videos if field in v.fields]
         speed = getattr(self.info.get_hf_config().vision_config, "tokens_per_second", 1.0)
-        ids = [(video.num_frames - 1) * s * speed for video, s in zip(videos, seconds, strict=False)]
+        ids = [(num_frames - 1) * seconds * speed for num_frames, seconds in timed]
         # vLLM's table of rotary embeddings goes four times as far as the model, for times; leave room for a prompt
         model = self.info.ctx.model_config
         reach = max(model.hf_text_config.max_position_embeddings, model.max_model_len)
@@ -50,7 +51,7 @@ class MRopeProcessor(FlashVidProcessor):
         if all(x >= 0 for x in ids) and sum(ids) < limit:
             return
         if any(video.is_compressed_by(request.config) for video in videos):
-            told = ", ".join(f"{v.num_frames} x {s:g} seconds" for v, s in zip(videos, seconds, strict=False))
+            told = ", ".join(f"{num_frames} x {seconds:g} seconds" for num_frames, seconds in timed)
             raise ValueError(
                 f"the temporal positions of this prompt's videos ({told}) span {sum(ids):g} position ids, and beside "
                 f"compressed ones they may span fewer than {limit}: mend its fps or frame times, or send "

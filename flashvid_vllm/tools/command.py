@@ -4,6 +4,8 @@
 import argparse
 from typing import NoReturn
 
+from ..cli import number
+
 
 class Parser(argparse.ArgumentParser):
     """A parser with the help that it is given: at most 24 lines of 80 characters, two examples among them."""
@@ -22,10 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 def count(text: str, least: int = 1) -> int:
     """A whole number of at least ``least``, for argparse."""
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+    value = int(number(int)(text))
     if value < least:
         raise argparse.ArgumentTypeError(f"must be {least} or more, got {value}")
     return value

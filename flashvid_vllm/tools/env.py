@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: MIT
 """``flashvid env``: what a bug report needs, without a path, a name or a variable of whoever sends it."""
 
-import contextlib
 import json
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from .. import cpu
 from ..compat import VLLM_BELOW, VLLM_MIN, unsupported_vllm, vllm_version
 from ..models import FAMILIES
 from ..ops import choose_backend, missing_for
-from ..ops.env import env_info
+from ..ops.env import env_info, installed_version
 from .command import Parser
 
 HELP = """
@@ -54,7 +52,7 @@ def environment() -> dict[str, Any]:
         "vllm_problem": unsupported_vllm() if vllm_version() != "none" else "not installed",
         "torch": info["torch"],
         "triton": info["triton"],
-        "transformers": _version("transformers"),
+        "transformers": installed_version("transformers"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": _gpu() if device.type == "cuda" else _cpu(),
@@ -108,12 +106,6 @@ def _cpu() -> str:
 
 def _dotted(numbers: tuple[int, ...]) -> str:
     return ".".join(map(str, numbers))
-
-
-def _version(name: str) -> str | None:
-    with contextlib.suppress(PackageNotFoundError):
-        return version(name)
-    return None
 
 
 def _make_parser() -> Parser:

@@ -19,12 +19,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..settings import KEY
+from ..tools.endpoint import is_loopback
 from ..viz import UserError
 from .data import Item, Video, plain_text
 
 LETTERS, WORDS = "letters", "words"
 _ASK_LETTER = "Answer with the letter of the right choice alone."
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Failed(Exception):
@@ -111,7 +111,7 @@ class Client:
         self._http = httpx.Client(
             timeout=httpx.Timeout(timeout, connect=15),
             headers=headers,
-            trust_env=host not in _LOOPBACK,  # a proxy is for other machines
+            trust_env=not is_loopback(host),
             # a connection for each request: vLLM closes one after a 500 without saying so, and the next item, sent
             # over it, would fail in its place
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),

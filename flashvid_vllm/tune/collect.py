@@ -53,7 +53,7 @@ class Collector:
         jobs = [(item, steps) for item in self.items if (steps := self._steps(client, item, settings))]
         floors: list[_Job] = [(item, [partial(self._floor, client, item)]) for item in self.items if self._lacks(item)]
         todo = sum(len(steps) for _, steps in jobs) + len(floors)
-        total = len(self.items) * (1 + len(settings)) + self._scored() * (2 + len(settings))
+        total = len(self.items) * (1 + len(settings)) + sum(map(self._is_scored, self.items)) * (2 + len(settings))
         if not todo:
             return
         with progress("answers", max(total, todo), max(total, todo) - todo) as advance:
@@ -97,8 +97,8 @@ class Collector:
             stop.set()
             pool.shutdown(cancel_futures=True)
 
-    def _scored(self) -> int:
-        return sum(not item.choices for item in self.items) if self.likelihood else 0
+    def _is_scored(self, item: Item) -> bool:
+        return self.likelihood and not item.choices
 
     def _steps(self, client: Client, item: Item, settings: Sequence[Setting]) -> list[Callable[[], None]]:
         """What is missing of an item but its floor. The plain answer comes first: the scores are its."""
@@ -107,7 +107,7 @@ class Collector:
             for setting in (plain(), *settings)
             if self.results.get(ANSWER, item.key, setting.key) is None
         ]
-        if not self.likelihood or item.choices:
+        if not self._is_scored(item):
             return steps
         return steps + [
             partial(self._score, client, item, setting.key, setting, [item.video])
@@ -117,7 +117,7 @@ class Collector:
 
     def _lacks(self, item: Item) -> bool:
         """Whether an item's floor is missing, and there is another video to take it with."""
-        if not self.likelihood or item.choices or self.results.get(SCORE, item.key, FLOOR) is not None:
+        if not self._is_scored(item) or self.results.get(SCORE, item.key, FLOOR) is not None:
             return False
         return any(other.video.digest != item.video.digest for other in self.items)
 

@@ -5,13 +5,14 @@ import base64
 import hashlib
 import json
 import mimetypes
-import reprlib
 import string
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..config import shown
+from ..tools.endpoint import data_url
 from ..viz import UserError
 
 VIDEOS = (".mp4", ".m4v", ".mkv", ".mov", ".webm", ".avi", ".mpg", ".mpeg", ".ts")
@@ -26,8 +27,6 @@ QUESTIONS = (
     "Which text can be read in the video, if any?",
 )
 _KEYS = ("video", "question", "choices", "answer", "id")
-_SHORT = reprlib.Repr()  # whatever a line holds, however long or deeply nested, on a line of a message
-_SHORT.maxstring = _SHORT.maxother = 80
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Video:
             frames = [base64.b64encode(path.read_bytes()).decode() for path in frames_in(self.source)]
             return "data:video/jpeg;base64," + ",".join(frames)
         kind = mimetypes.guess_type(self.source.name)[0] or "video/mp4"
-        return f"data:{kind};base64,{base64.b64encode(self.source.read_bytes()).decode()}"
+        return data_url(kind, self.source.read_bytes())
 
 
 @dataclass(frozen=True)
@@ -176,34 +175,32 @@ def _entry(line: str, where: str, words: bool) -> dict[str, Any]:
     except RecursionError:
         raise UserError(f"{where} is no JSON: nested too deeply") from None
     if not isinstance(entry, dict):
-        raise UserError(f"{where} must be an object such as {{'video': 'a.mp4', 'question': '...'}}, got {_got(entry)}")
+        raise UserError(
+            f"{where} must be an object such as {{'video': 'a.mp4', 'question': '...'}}, got {shown(entry)}"
+        )
     for name in ("video", "question"):
         if not isinstance(entry.get(name), str) or not entry[name].strip():
-            raise UserError(f"{where} needs a {name!r} that is text, got {_got(entry.get(name))}")
+            raise UserError(f"{where} needs a {name!r} that is text, got {shown(entry.get(name))}")
     if unknown := [key for key in entry if key not in _KEYS]:
         raise UserError(f"{where} has {unknown[0]!r:.80}; known: {', '.join(_KEYS)}")
     choices = entry.get("choices")
     if choices is not None:
         texts = isinstance(choices, list) and all(isinstance(choice, str) and choice.strip() for choice in choices)
         if not texts or not 2 <= len(choices) <= 26 or len({choice.strip() for choice in choices}) < len(choices):
-            raise UserError(f"{where}: choices must be a list of 2 to 26 different texts, got {_got(choices)}")
+            raise UserError(f"{where}: choices must be a list of 2 to 26 different texts, got {shown(choices)}")
         if words and len({plain_text(choice) for choice in choices} - {""}) < len(choices):
             raise UserError(
                 f"{where}: with --choices words case and punctuation at the ends do not count, and without them these "
-                f"choices are not 2 or more different texts: {_got(choices)}"
+                f"choices are not 2 or more different texts: {shown(choices)}"
             )
     if entry.get("answer") is not None and not isinstance(entry["answer"], str):
-        raise UserError(f"{where}: answer must be text, got {_got(entry['answer'])}")
+        raise UserError(f"{where}: answer must be text, got {shown(entry['answer'])}")
     for text in (entry["video"], entry["question"], *(choices or ()), entry.get("answer") or ""):
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise UserError(f"{where} has half of a surrogate pair, which is no character: {_got(text)}") from None
+            raise UserError(f"{where} has half of a surrogate pair, which is no character: {shown(text)}") from None
     return entry
-
-
-def _got(value: Any) -> str:
-    return _SHORT.repr(value)[:80]
 
 
 def _true(answer: str | None, choices: tuple[str, ...], where: str) -> str | None:

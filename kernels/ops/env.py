@@ -23,7 +23,7 @@ def env_info() -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     return {
-        **{name: _version(distributions) for name, distributions in _PACKAGES.items()},
+        **{name: installed_version(*distributions) for name, distributions in _PACKAGES.items()},
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if gpu else "cpu",
         "backends": [name for name in _BACKENDS if not missing_for(name, device)],
@@ -31,7 +31,8 @@ def env_info() -> dict[str, Any]:
     }
 
 
-def _version(distributions: tuple[str, ...]) -> str | None:
+def installed_version(*distributions: str) -> str | None:
+    """The version of the first of these that is installed, or None."""
     for name in distributions:
         try:
             return version(name)

@@ -13,8 +13,8 @@ from typing import Any
 
 from ...cli import number
 from ..command import Parser
+from ..endpoint import is_loopback
 from . import PACKAGES, PlayError
-from .guard import is_loopback
 
 PORT = 8741
 HELP = """

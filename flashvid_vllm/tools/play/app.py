@@ -21,11 +21,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ...config import DEFAULT_RETENTION_RATIO, Method
+from ..endpoint import data_url
 from . import PlayError
 from .clips import MIB, Shelf, find_samples
 from .guard import KEPT_POLICY, Guard
 from .kept import Drawer
-from .upstream import Upstream, data_url
+from .upstream import Upstream
 
 PAGE = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 DRAWN = Path(str(files(__package__) / "sample.webm"))  # benchmarks/drawn_clip.py

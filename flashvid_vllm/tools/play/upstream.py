@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The model's server: one streamed chat completion about a clip, timed, with errors in words."""
 
-import base64
 import hashlib
 import json
 import time
@@ -12,8 +11,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
+from ..endpoint import is_loopback
 from . import PlayError
-from .guard import hostname, is_loopback
+from .guard import hostname
 
 Event = dict[str, Any]
 MOST_ERROR = 2000  # characters of a refusal that are shown
@@ -221,11 +221,6 @@ def message_of(body: bytes) -> str:
     while isinstance(found, dict):
         found = next((found[key] for key in ("error", "message", "detail") if found.get(key)), str(found))
     return str(found)[:MOST_ERROR]
-
-
-def data_url(kind: str, content: bytes) -> str:
-    """A video in a URL."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _code(error: Any) -> Any:
