@@ -5,6 +5,7 @@ import functools
 import gc
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def forking_servers() -> Iterator[None]:
+    """Every `benchmarks.server.VllmServer` imports vLLM once and not three times: tests/forking_server.py."""
+    from benchmarks.server import VllmServer
+
+    vllm = VllmServer.command.fget
+    assert vllm is not None
+
+    def command(server: VllmServer) -> list[str]:
+        return [sys.executable, str(Path(__file__).with_name("forking_server.py")), *vllm(server)[1:]]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VllmServer, "command", property(command))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -170,6 +170,7 @@ def test_memory_is_measured_on_uncompressed_videos(served: Served) -> None:
     assert runner.requires_sequential_video_encoding == served.family.kind.startswith("llava")
 
 
+@pytest.mark.longer("an engine; tests/test_llava_video_config.py has what finds the model")
 def test_llava_video_is_served_without_the_option_too(tmp_path: Path) -> None:
     """vLLM alone does not know the model."""
     directory = LLAVA_VIDEO.make(tmp_path / "model")

@@ -83,6 +83,7 @@ def copy_of_both(tree: Path) -> Path:
     return tree
 
 
+@pytest.mark.longer("imports another vLLM")
 def test_an_upgrade_of_either_side_is_seen(tmp_path: Path) -> None:
     tree = copy_of_both(tmp_path / "tree")
     env = {**os.environ, "PYTHONPATH": str(tree), "VLLM_CACHE_ROOT": str(tmp_path / "cache")}

@@ -190,6 +190,7 @@ def test_the_oracle_is_sharp(sharp: Sharp) -> None:
     assert faults[weakest] > 10 * TOLERANCE, f"{weakest}: {faults[weakest]}"
 
 
+@pytest.mark.longer("bf16, which some CPUs have no products for")
 def test_qwen3_5_as_vllm_serves_it_in_bf16(tmp_path: Path) -> None:
     """With vLLM's own kernel for linear attention, which takes nothing but bf16.
 

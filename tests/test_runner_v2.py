@@ -38,7 +38,11 @@ class FakeRopeState:
         self.delta = delta
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+@pytest.fixture(
+    scope="module",
+    params=[FAMILIES[0], *(pytest.param(family, marks=pytest.mark.longer("a variant")) for family in FAMILIES[1:])],
+    ids=lambda family: family.name,
+)
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Family, Any, Any]]:

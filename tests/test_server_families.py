@@ -35,6 +35,7 @@ GRIDS: list[tuple[Family, int, int, Callable[[int], int]]] = [
 ]
 
 
+@pytest.mark.usefixtures("forking_servers")
 @pytest.mark.parametrize(("family", "num_frames", "n", "fewer_separators"), GRIDS, ids=[g[0].kind for g in GRIDS])
 def test_usage_falls_exactly_as_planned(
     family: Family, num_frames: int, n: int, fewer_separators: Callable[[int], int], tmp_path: Path
@@ -58,6 +59,7 @@ def test_usage_falls_exactly_as_planned(
         assert plain > num_frames * n
 
 
+@pytest.mark.usefixtures("forking_servers")
 def test_original_positions_refuse_what_goes_beyond_the_models(tmp_path: Path) -> None:
     """Videos that fit once compressed get 400 with the remedy; other requests, with them too, never notice."""
     directory = LLAVA_ONEVISION.make(tmp_path / "model")

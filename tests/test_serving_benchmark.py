@@ -93,6 +93,7 @@ def call(module: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.longer("several servers")
+@pytest.mark.usefixtures("forking_servers")
 def test_a_small_programme(
     own_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +138,7 @@ def test_a_small_programme(
 
 @pytest.mark.slow
 @pytest.mark.longer("several servers")
+@pytest.mark.usefixtures("forking_servers")
 def test_evs_of_a_qwen_and_an_endpoint_of_others(
     own_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +163,7 @@ def test_evs_of_a_qwen_and_an_endpoint_of_others(
 
 @pytest.mark.slow
 @pytest.mark.longer("several servers")
+@pytest.mark.usefixtures("forking_servers")
 def test_frames_under_one_budget(
     own_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

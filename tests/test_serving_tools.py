@@ -342,6 +342,7 @@ def test_chat_template_takes_media_in_any_order() -> None:
 
 
 @pytest.mark.longer("one more server")
+@pytest.mark.usefixtures("forking_servers")
 @pytest.mark.slow
 def test_a_real_server_on_a_real_clip(tmp_path: Path) -> None:
     pytest.importorskip("vllm")

@@ -103,7 +103,8 @@ def test_no_vllm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_signal_ends_the_server_too(fake: Path, number: signal.Signals) -> None:
     """A server that outlives what started it holds the GPU's memory."""
     code = (
-        f"import sys; sys.executable = {str(fake / 'python')!r}\n"
+        f"import signal, sys; sys.executable = {str(fake / 'python')!r}\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background job ignores
         "from flashvid_vllm.tools.serving import serving\n"
         "import time\n"
         "with serving('m', []) as url: print(url, flush=True); time.sleep(600)\n"
