@@ -14,6 +14,11 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
+if os.environ.get("FLASHVID_RUNNER") == "v2":
+    from . import v2_on_cpu
+
+    v2_on_cpu.install()
+
 import pytest
 import torch
 

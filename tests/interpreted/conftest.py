@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.interpreter import patch_once_a_launch
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FULL = os.environ.get("FLASHVID_TESTS") == "full"
 collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
@@ -72,31 +74,8 @@ def _as_a_gpu_computes() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _functions_in_a_kernel_are_called_as_they_are() -> Iterator[None]:
-    """Triton's interpreter puts its own in the place of all of triton.language at every launch, and at every call of a
-    function inside a kernel once more, which finds next to nothing left to do in half the time that all of it takes:
-    let it look once a launch for each set of modules that such functions see."""
-    from triton.runtime import interpreter
-
-    launch, call, seen = interpreter.GridExecutor.__call__, interpreter.InterpretedFunction.__call__, set()
-    language = (interpreter.tl, interpreter.tl.core)
-
-    def launched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.clear()
-        return launch(self, *args, **kwargs)
-
-    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        modules = tuple(any(value is module for value in self.fn.__globals__.values()) for module in language)
-        if modules in seen:
-            return self.rewrite()(*args, **kwargs)
-        seen.add(modules)
-        return call(self, *args, **kwargs)
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(interpreter.GridExecutor, "__call__", launched)
-    patch.setattr(interpreter.InterpretedFunction, "__call__", called)
-    yield
-    patch.undo()
+def _faster() -> None:
+    patch_once_a_launch()
 
 
 @pytest.fixture
