@@ -156,7 +156,8 @@ native = [] if os.environ.get("FLASHVID_NATIVE", "1") == "0" else [Extension("fl
 setup(
     packages=[
         "flashvid_vllm",
-        "flashvid_vllm.methods",
+        "flashvid_vllm.core",
+        "flashvid_vllm.core.methods",
         "flashvid_vllm.models",
         "flashvid_vllm.ops",
         "flashvid_vllm.tools",

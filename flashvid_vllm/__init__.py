@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 # Here and first, so that `flashvid_vllm.compress` is the function, not the module.
-from .compress import CompressedVideo, compress
-from .config import FlashVidConfig
+from .core.compress import CompressedVideo, compress
+from .core.config import FlashVidConfig
 from .ops.env import env_info
 
 __all__ = ["CompressedVideo", "FlashVidConfig", "compress", "engine_args", "env_info", "register"]
@@ -44,7 +44,7 @@ def engine_args(*, mm_processor_kwargs: Mapping[str, Any] | None = None, **setti
         ValueError: an unknown or a bad setting.
     """
     from .cli import PRUNING_ON
-    from .settings import KEY, check_server
+    from .core.settings import KEY, check_server
 
     if mm_processor_kwargs and KEY in mm_processor_kwargs:
         raise ValueError(f"give FlashVID's settings to engine_args itself, not as {KEY!r} inside it")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from . import cli, config_file, cpu, metrics, rope
+from .core.settings import KEY, MAX_VIDEO_TOKENS, check_request, check_server, describe, request_part
 from .models import FAMILIES, supported
-from .settings import KEY, MAX_VIDEO_TOKENS, check_request, check_server, describe, request_part
 
 VLLM_MIN, VLLM_BELOW = (0, 32), (0, 34)
 

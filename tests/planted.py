@@ -33,7 +33,7 @@ class Fault:
 PLUGIN, OPS = "flashvid_vllm/", "kernels/ops/"
 FAULTS = [
     # how many tokens, and which
-    Fault(PLUGIN + "budget.py", "math.floor(_decimal(config.ret", "math.ceil(_decimal(config.ret", "budget"),
+    Fault(PLUGIN + "core/budget.py", "math.floor(_decimal(config.ret", "math.ceil(_decimal(config.ret", "budget"),
     Fault(OPS + "reference.py", "FLAT_DISTANCE = 1e-5", "FLAT_DISTANCE = 0.0", "golden reference"),
     Fault(OPS + "reference.py", "(similarity <= threshold)", "(similarity < threshold)", "reference"),
     Fault(OPS + "reference.py", "delta.log() - sparsity", "delta - sparsity", "golden"),
@@ -85,7 +85,9 @@ FAULTS = [
         "embeds",
         "lora",
     ),
-    Fault(PLUGIN + "settings.py", "if isinstance(settings, Mapping) and name in settings:", "if False:", "settings"),
+    Fault(
+        PLUGIN + "core/settings.py", "if isinstance(settings, Mapping) and name in settings:", "if False:", "settings"
+    ),
     # the server
     Fault(PLUGIN + "config_file.py", "            if not value:\n", "            if False:\n", "config_file"),
     Fault(PLUGIN + "metrics.py", "    fcntl.flock(held, fcntl.LOCK_EX)\n", "", "metrics"),

@@ -15,9 +15,8 @@ import pytest
 from flashvid_vllm import __version__
 from flashvid_vllm.cli import add_options
 from flashvid_vllm.compat import VLLM_BELOW, VLLM_MIN
-from flashvid_vllm.config import CONFIG_KEYS, DEFAULT_RETENTION_RATIO, FlashVidConfig
-from flashvid_vllm.models import FAMILIES, QWEN_PRESET
-from flashvid_vllm.settings import (
+from flashvid_vllm.core.config import CONFIG_KEYS, DEFAULT_RETENTION_RATIO, FlashVidConfig
+from flashvid_vllm.core.settings import (
     BACKEND,
     CONSECUTIVE,
     ENABLED,
@@ -27,6 +26,7 @@ from flashvid_vllm.settings import (
     SERVER_KEYS,
     check_request,
 )
+from flashvid_vllm.models import FAMILIES, QWEN_PRESET
 from flashvid_vllm.tools.__main__ import COMMANDS
 
 from . import messages

@@ -25,7 +25,7 @@ assert engine_args(token_budget=5)["mm_processor_kwargs"] == {"flashvid": {"toke
 flashvid_vllm.register()
 loaded = [name for name in ("vllm", "triton", "transformers") if name in sys.modules]
 assert not loaded, loaded
-import flashvid_vllm.compress
+import flashvid_vllm.core.compress
 assert callable(flashvid_vllm.compress)
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import cv2
 
-from flashvid_vllm.settings import CONSECUTIVE, ORIGINAL
+from flashvid_vllm.core.settings import CONSECUTIVE, ORIGINAL
 from flashvid_vllm.tune.__main__ import main as tune
 
 from ..clips import ROOT

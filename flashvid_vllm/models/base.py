@@ -14,12 +14,12 @@ from vllm.platforms import current_platform
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from .. import metrics, ops, pieces
-from ..budget import plan
-from ..compress import CompressedVideo, compress
-from ..config import FlashVidConfig
+from ..core.budget import plan
+from ..core.compress import CompressedVideo, compress
+from ..core.config import FlashVidConfig
+from ..core.settings import BACKEND, ENABLED, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, resolve
 from ..processor import MEASURE, pack_settings, unpack_settings
 from ..processor_cache import FIELD, FULL_EMBEDS
-from ..settings import BACKEND, ENABLED, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, resolve
 from . import FAMILIES
 
 

@@ -18,12 +18,12 @@ from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
 from vllm.multimodal.parse import VideoProcessorItems
 
 from ..attention import frame_attention, watch_attention
-from ..compress import CompressedVideo
-from ..config import FlashVidConfig
+from ..core.compress import CompressedVideo
+from ..core.config import FlashVidConfig
+from ..core.settings import KEY
 from ..pieces import encode_in_pieces
 from ..positions import append_positions
 from ..processor import FlashVidProcessor, PlainVideo, Request, plain_video_of
-from ..settings import KEY
 from .full_positions import FullPositionsModel
 
 # of a video; a worker gets the positions of a video that the prefix cache covers from fields on the CPU alone

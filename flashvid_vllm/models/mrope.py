@@ -14,11 +14,11 @@ from vllm.model_executor.models.vision import run_dp_sharded_mrope_vision_model
 from vllm.multimodal.inputs import MultiModalKwargsItem
 
 from ..attention import ScoringTower, frame_attention, take_scores
-from ..config import FlashVidConfig
+from ..core.config import FlashVidConfig
+from ..core.settings import ENABLED, KEY
 from ..pieces import encode_in_pieces
 from ..positions import CHANNELS, LIMIT, append_positions
 from ..processor import FlashVidProcessor, Request, plain_video_of
-from ..settings import ENABLED, KEY
 from .full_positions import FullPositionsModel
 from .separators import append_text, embed_text, take_text
 

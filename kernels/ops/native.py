@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import flashvid_vllm.ops as ops
-from flashvid_vllm.config import DPC_NEIGHBOURS
+from flashvid_vllm.core.config import DPC_NEIGHBOURS
 
 _native: Any = None
 MISSING = ""

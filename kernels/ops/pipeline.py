@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flashvid_vllm.config import DPC_NEIGHBOURS
+from flashvid_vllm.core.config import DPC_NEIGHBOURS
 
 from . import cluster, forest, gram, guarantee, match, segment, select, tokens
 from .launch import cdiv

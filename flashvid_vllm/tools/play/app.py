@@ -20,7 +20,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from ...config import DEFAULT_RETENTION_RATIO, Method
+from ...core.config import DEFAULT_RETENTION_RATIO, Method
 from ..endpoint import data_url
 from . import PlayError
 from .clips import MIB, Shelf, find_samples

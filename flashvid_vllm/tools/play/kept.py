@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...settings import check_server, resolve
+from ...core.settings import check_server, resolve
 from ...viz import UserError
 from . import PlayError
 from .clips import Clip

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..config import shown
+from ..core.config import shown
 from ..tools.endpoint import data_url
 from ..viz import UserError
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..cli import json_object, number
-from ..settings import CONSECUTIVE, ORIGINAL
+from ..core.settings import CONSECUTIVE, ORIGINAL
 from ..tools.command import Parser, count
 from ..viz import UserError
 from .client import Gone

@@ -38,7 +38,7 @@ class FlashVidConfig:
             Neither this nor ``token_budget`` given: 0.25.
         token_budget: most visual tokens to keep of a video, whatever its length; >= 1.
         method: "flashvid"; an ablation of it, "ttm" (matching by position), "adts" (alpha 1) or "tstm" (alpha 0);
-            or a peer, see ``flashvid_vllm.methods``.
+            or a peer, see ``flashvid_vllm.core.methods``.
         alpha: share of the kept tokens that ADTS selects, in [0, 1]; TSTM merges the rest.
         merge_threshold: cosine similarity above which TSTM links a token to the
             previous frame [T_tau]; in [-1, 1].

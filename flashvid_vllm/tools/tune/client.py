@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..settings import KEY
+from ..core.settings import KEY
 from ..tools.endpoint import is_loopback
 from ..viz import UserError
 from .data import Item, Video, plain_text

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..cli import json_object, number
-from ..config import FlashVidConfig
-from ..settings import SINGLE, check_server, resolve
+from ..core.config import FlashVidConfig
+from ..core.settings import SINGLE, check_server, resolve
 from ..tools.command import Parser, count
 from . import UserError
 

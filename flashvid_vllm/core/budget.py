@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from flashvid_vllm.config import FlashVidConfig
+from flashvid_vllm.core.config import FlashVidConfig
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import flashvid_vllm.ops as ops
-from flashvid_vllm.budget import Budget, plan
-from flashvid_vllm.config import DPC_NEIGHBOURS, FlashVidConfig
-from flashvid_vllm.methods import PEERS, load
+from flashvid_vllm.core.budget import Budget, plan
+from flashvid_vllm.core.config import DPC_NEIGHBOURS, FlashVidConfig
+from flashvid_vllm.core.methods import PEERS, load
 
 DEFAULT_CONFIG = FlashVidConfig()
 
