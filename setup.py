@@ -159,6 +159,7 @@ setup(
         "flashvid_vllm.core",
         "flashvid_vllm.core.methods",
         "flashvid_vllm.models",
+        "flashvid_vllm.models.families",
         "flashvid_vllm.ops",
         "flashvid_vllm.tools",
         "flashvid_vllm.tune",

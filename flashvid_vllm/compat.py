@@ -13,9 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from . import cli, config_file, cpu, metrics, rope
+from . import cli, config_file, cpu, metrics
 from .core.settings import KEY, MAX_VIDEO_TOKENS, check_request, check_server, describe, request_part
-from .models import FAMILIES, supported
+from .models import FAMILIES, rope, supported
 
 VLLM_MIN, VLLM_BELOW = (0, 32), (0, 34)
 
@@ -63,7 +63,7 @@ def install() -> None:
     from vllm.model_executor.models import ModelRegistry
 
     for architecture, family in FAMILIES.items():
-        ModelRegistry.models[architecture] = _lazy_model(f"flashvid_vllm.models.{family.module}", architecture)
+        ModelRegistry.models[architecture] = _lazy_model(f"flashvid_vllm.models.families.{family.module}", architecture)
     _read_llava_video()
     _share_pixels()
     _patch_config_file()
@@ -74,7 +74,7 @@ def _read_llava_video() -> None:
     """LLaVA-Video's config.json shares its model type with LLaVA-1.5's. Can go when vLLM reads it."""
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
-    from .models.llava_video_config import LlavaOrLlavaVideoConfig
+    from .models.families.llava_video_config import LlavaOrLlavaVideoConfig
 
     if "llava" in _CONFIG_REGISTRY:
         raise RuntimeError(
@@ -88,7 +88,7 @@ def _share_pixels() -> None:
     have its own copy of the pixels. Can go when an item may have a name for either."""
     from vllm.multimodal.cache import BaseMultiModalReceiverCache
 
-    from .processor_cache import ours_apart
+    from .models.processor_cache import ours_apart
 
     original = BaseMultiModalReceiverCache.get_and_update_features
     _expect(original, "self", "mm_features")
@@ -262,7 +262,7 @@ def _check_backend(settings: Mapping[str, Any]) -> None:
 
 def _set_longest_video(config: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings with how large a video may be, put where every process finds them."""
-    from .pieces import longest_video
+    from .models.pieces import longest_video
 
     settings = {**settings, MAX_VIDEO_TOKENS: longest_video(config, settings)}
     multimodal = config.model_config.multimodal_config

@@ -193,7 +193,7 @@ def test_every_setting_has_its_row() -> None:
 
 
 def test_the_default_of_the_longest_video_is_the_codes() -> None:
-    pieces = (ROOT / "flashvid_vllm" / "pieces.py").read_text()
+    pieces = (ROOT / "flashvid_vllm" / "models" / "pieces.py").read_text()
     assert "LONGEST_TOKENS = 65_536" in pieces
     assert "LONGEST_BYTES = 2**30" in pieces
 

@@ -56,6 +56,6 @@ def test_the_same_bits_as_without_the_plugin(sharp_model: Path) -> None:
     assert not without["loaded"]
     assert without["module"] == "vllm.model_executor.models.qwen2_5_vl"
     assert installed["loaded"]
-    assert installed["module"] == "flashvid_vllm.models.qwen2_5_vl"
+    assert installed["module"] == "flashvid_vllm.models.families.qwen2_5_vl"
     assert installed["answers"] == without["answers"]  # token ids and logprobs, exactly
     assert "flashvid" not in printed.lower()

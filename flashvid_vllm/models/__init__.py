@@ -14,7 +14,7 @@ class Family:
     """What serves one vLLM architecture.
 
     Args:
-        module: the file here with the class that replaces vLLM's own under the same name.
+        module: the file in ``families`` with the class that replaces vLLM's own under the same name.
         examples: checkpoints that have it, for messages.
         preset: the paper's settings for it where they differ from FlashVidConfig's defaults.
         consecutive: whether its positions are 1-D and count what is left, unless the server says otherwise.

@@ -13,14 +13,14 @@ from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_
 from vllm.model_executor.models.vision import run_dp_sharded_mrope_vision_model
 from vllm.multimodal.inputs import MultiModalKwargsItem
 
+from ...core.config import FlashVidConfig
+from ...core.settings import ENABLED, KEY
 from ..attention import ScoringTower, frame_attention, take_scores
-from ..core.config import FlashVidConfig
-from ..core.settings import ENABLED, KEY
+from ..full_positions import FullPositionsModel
 from ..pieces import encode_in_pieces
 from ..positions import CHANNELS, LIMIT, append_positions
 from ..processor import FlashVidProcessor, Request, plain_video_of
-from .full_positions import FullPositionsModel
-from .separators import append_text, embed_text, take_text
+from ..separators import append_text, embed_text, take_text
 
 
 def _grid(thw: Sequence[int], merge: int) -> tuple[int, int]:

@@ -29,9 +29,9 @@ from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems, VideoProce
 from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails
 from vllm.multimodal.processing.context import InputProcessingContext
 
-from .core.budget import Budget, plan
-from .core.config import FlashVidConfig
-from .core.settings import (
+from ..core.budget import Budget, plan
+from ..core.config import FlashVidConfig
+from ..core.settings import (
     ENABLED,
     KEY,
     MAX_VIDEO_TOKENS,
@@ -42,7 +42,7 @@ from .core.settings import (
     request_part,
     resolve,
 )
-from .models import FAMILIES
+from . import FAMILIES
 from .processor_cache import add_ours, known_updates, name_of
 
 # On what vLLM measures memory with: encode and compress the longest video as well.

@@ -17,14 +17,14 @@ from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
 from vllm.multimodal.parse import VideoProcessorItems
 
+from ...core.compress import CompressedVideo
+from ...core.config import FlashVidConfig
+from ...core.settings import KEY
 from ..attention import frame_attention, watch_attention
-from ..core.compress import CompressedVideo
-from ..core.config import FlashVidConfig
-from ..core.settings import KEY
+from ..full_positions import FullPositionsModel
 from ..pieces import encode_in_pieces
 from ..positions import append_positions
 from ..processor import FlashVidProcessor, PlainVideo, Request, plain_video_of
-from .full_positions import FullPositionsModel
 
 # of a video; a worker gets the positions of a video that the prefix cache covers from fields on the CPU alone
 FRAMES = "flashvid_frames"

@@ -9,8 +9,8 @@ M-RoPE; with three equal rows that is RoPE.
 from collections.abc import Mapping
 from typing import Any
 
-from .core.settings import CONSECUTIVE, ORIGINAL, POSITIONS
-from .models import FAMILIES
+from ..core.settings import CONSECUTIVE, ORIGINAL, POSITIONS
+from . import FAMILIES
 
 ROPE_TYPES = ("default", "yarn")  # that vLLM has with M-RoPE
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from vllm.model_executor.models import llava_onevision as upstream
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from ..core.compress import CompressedVideo
+from ...core.compress import CompressedVideo
 from ..processor import FlashVidInfo
 from .llava import LlavaModel, LlavaProcessor
 

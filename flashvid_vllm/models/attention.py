@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import ops
+from .. import ops
 
 
 def append_scores(features: Tensor, scores: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from .core.settings import MAX_VIDEO_TOKENS
+from ..core.settings import MAX_VIDEO_TOKENS
 
 LONGEST_TOKENS = 65_536  # 334 frames of LLaVA-OneVision's; Qwen's own limit for a video is 57,600
 LONGEST_BYTES = 2**30  # of features, which are wide with DeepStack

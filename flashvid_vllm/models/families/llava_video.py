@@ -17,7 +17,7 @@ from vllm.model_executor.models import llava_onevision as upstream
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from ..core.compress import CompressedVideo
+from ...core.compress import CompressedVideo
 from ..processor import FlashVidInfo
 from .llava import LlavaModel, LlavaProcessor
 from .llava_video_config import LlavaVideoConfig
