@@ -161,6 +161,7 @@ setup(
         "flashvid_vllm.models",
         "flashvid_vllm.models.families",
         "flashvid_vllm.ops",
+        "flashvid_vllm.serving",
         "flashvid_vllm.tools",
         "flashvid_vllm.tune",
         "flashvid_vllm.tools.play",

@@ -25,7 +25,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 def register() -> None:
     """vLLM's plugin hook: runs in every vLLM process, any number of times, and changes nothing
     for engines that were not asked for FlashVID."""
-    from . import compat
+    from .serving import compat
 
     compat.install()
 
@@ -43,8 +43,8 @@ def engine_args(*, mm_processor_kwargs: Mapping[str, Any] | None = None, **setti
     Raises:
         ValueError: an unknown or a bad setting.
     """
-    from .cli import PRUNING_ON
     from .core.settings import KEY, check_server
+    from .serving.cli import PRUNING_ON
 
     if mm_processor_kwargs and KEY in mm_processor_kwargs:
         raise ValueError(f"give FlashVID's settings to engine_args itself, not as {KEY!r} inside it")

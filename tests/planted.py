@@ -95,7 +95,7 @@ FAULTS = [
         "kv_transfer processor_cache",
     ),
     Fault(
-        PLUGIN + "encoder_cache.py",
+        PLUGIN + "serving/encoder_cache.py",
         "return int(feature.data[FULL_EMBEDS].data)",
         "return request.get_num_encoder_embeds(input_id)",
         "encoder_cache",
@@ -110,10 +110,10 @@ FAULTS = [
         PLUGIN + "core/settings.py", "if isinstance(settings, Mapping) and name in settings:", "if False:", "settings"
     ),
     # the server
-    Fault(PLUGIN + "config_file.py", "            if not value:\n", "            if False:\n", "config_file"),
-    Fault(PLUGIN + "metrics.py", "    fcntl.flock(held, fcntl.LOCK_EX)\n", "", "metrics"),
-    Fault(PLUGIN + "metrics.py", "    _reserve([", "    list([", "metrics"),
-    Fault(PLUGIN + "cpu.py", "    if not wanted or (any", "    if True or (any", "cpu"),
+    Fault(PLUGIN + "serving/config_file.py", "            if not value:\n", "            if False:\n", "config_file"),
+    Fault(PLUGIN + "serving/metrics.py", "    fcntl.flock(held, fcntl.LOCK_EX)\n", "", "metrics"),
+    Fault(PLUGIN + "serving/metrics.py", "    _reserve([", "    list([", "metrics"),
+    Fault(PLUGIN + "serving/cpu.py", "    if not wanted or (any", "    if True or (any", "cpu"),
     Fault(
         PLUGIN + "viz/video.py",
         "        index += 1\n",

@@ -10,8 +10,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from flashvid_vllm import compat, models
+from flashvid_vllm import models
 from flashvid_vllm.models import FAMILIES
+from flashvid_vllm.serving import compat
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_the_supported_range(version: str, supported: bool, monkeypatch: pytest.
 OUTSIDE = """
 import sys
 from pathlib import Path
-import flashvid_vllm.compat as compat
+import flashvid_vllm.serving.compat as compat
 compat.vllm_version = lambda: "0.31.0"
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 start = EngineArgs.create_engine_config

@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 
 from flashvid_vllm import __version__
-from flashvid_vllm.cli import add_options
-from flashvid_vllm.compat import VLLM_BELOW, VLLM_MIN
 from flashvid_vllm.core.config import CONFIG_KEYS, DEFAULT_RETENTION_RATIO, FlashVidConfig
 from flashvid_vllm.core.settings import (
     BACKEND,
@@ -27,6 +25,8 @@ from flashvid_vllm.core.settings import (
     check_request,
 )
 from flashvid_vllm.models import FAMILIES, QWEN_PRESET
+from flashvid_vllm.serving.cli import add_options
+from flashvid_vllm.serving.compat import VLLM_BELOW, VLLM_MIN
 from flashvid_vllm.tools.__main__ import COMMANDS
 
 from . import messages
@@ -268,7 +268,7 @@ def test_every_metric_has_its_row(tmp_path: Path) -> None:
     pytest.importorskip("prometheus_client")
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    from flashvid_vllm.metrics import Metrics
+    from flashvid_vllm.serving.metrics import Metrics
 
     Metrics(str(tmp_path), {"method": "flashvid"})
     there = {
@@ -292,7 +292,7 @@ def test_every_metric_has_its_row(tmp_path: Path) -> None:
 
 # File -> what it passes on, in words that are made elsewhere.
 PASSED_ON = {
-    "flashvid_vllm/cli.py": "compat.unsupported_vllm's",
+    "flashvid_vllm/serving/cli.py": "compat.unsupported_vllm's",
     "flashvid_vllm/tools/command.py": "argparse's, under our name",
     "flashvid_vllm/tools/play/clips.py": "too_large's",
     "flashvid_vllm/tools/play/upstream.py": "the model's server's",

@@ -163,7 +163,7 @@ def test_settings_become_options_of_a_server() -> None:
     """What is advised is what was asked, and a server would take it."""
     import argparse
 
-    from flashvid_vllm.cli import add_options
+    from flashvid_vllm.serving.cli import add_options
 
     (setting,) = settings([], [64], ["adts"], {"min_segments": 1}, "original")
     assert setting.name == "B = 64, adts, min_segments 1, positions original"

@@ -13,11 +13,12 @@ from vllm.multimodal.utils import group_and_batch_mm_kwargs
 from vllm.platforms import current_platform
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
-from .. import metrics, ops
+from .. import ops
 from ..core.budget import plan
 from ..core.compress import CompressedVideo, compress
 from ..core.config import FlashVidConfig
 from ..core.settings import BACKEND, ENABLED, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, resolve
+from ..serving import metrics
 from . import FAMILIES, pieces
 from .processor import MEASURE, pack_settings, unpack_settings
 from .processor_cache import FIELD, FULL_EMBEDS

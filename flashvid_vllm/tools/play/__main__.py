@@ -11,7 +11,7 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
-from ...cli import number
+from ...serving.cli import number
 from ..command import Parser
 from ..endpoint import is_loopback
 from . import PACKAGES, PlayError

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..cli import json_object, number
 from ..core.settings import CONSECUTIVE, ORIGINAL
+from ..serving.cli import json_object, number
 from ..tools.command import Parser, count
 from ..viz import UserError
 from .client import Gone

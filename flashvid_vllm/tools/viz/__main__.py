@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..cli import json_object, number
 from ..core.config import FlashVidConfig
 from ..core.settings import SINGLE, check_server, resolve
+from ..serving.cli import json_object, number
 from ..tools.command import Parser, count
 from . import UserError
 

@@ -10,7 +10,7 @@ of that budget what it has before compression.
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager as _EncoderCacheManager
 from vllm.v1.request import Request
 
-from .models.processor_cache import FULL_EMBEDS
+from ..models.processor_cache import FULL_EMBEDS
 
 
 class EncoderCacheManager(_EncoderCacheManager):

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable
 from typing import Any, get_args
 
+from ..core.config import Method, shown
+from ..core.settings import KEY, REQUEST_OVERRIDES, SERVER_SINGLE, check_server
 from .config_file import FLAG, refuse_unread_file
-from .core.config import Method, shown
-from .core.settings import KEY, REQUEST_OVERRIDES, SERVER_SINGLE, check_server
 
 # vLLM recomputes M-RoPE positions of pruned videos only while its own pruning rate is above 0.
 # Our budgets never read it, so one recognisable value serves every ratio.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .core.settings import KEY, SERVER_SINGLE
+from ..core.settings import KEY, SERVER_SINGLE
 
 FLAG = f"{KEY}-request-overrides"
 _SETTINGS = f"{KEY}-config"

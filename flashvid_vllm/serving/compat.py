@@ -13,9 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..core.settings import KEY, MAX_VIDEO_TOKENS, check_request, check_server, describe, request_part
+from ..models import FAMILIES, rope, supported
 from . import cli, config_file, cpu, metrics
-from .core.settings import KEY, MAX_VIDEO_TOKENS, check_request, check_server, describe, request_part
-from .models import FAMILIES, rope, supported
 
 VLLM_MIN, VLLM_BELOW = (0, 32), (0, 34)
 
@@ -74,7 +74,7 @@ def _read_llava_video() -> None:
     """LLaVA-Video's config.json shares its model type with LLaVA-1.5's. Can go when vLLM reads it."""
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
-    from .models.families.llava_video_config import LlavaOrLlavaVideoConfig
+    from ..models.families.llava_video_config import LlavaOrLlavaVideoConfig
 
     if "llava" in _CONFIG_REGISTRY:
         raise RuntimeError(
@@ -88,7 +88,7 @@ def _share_pixels() -> None:
     have its own copy of the pixels. Can go when an item may have a name for either."""
     from vllm.multimodal.cache import BaseMultiModalReceiverCache
 
-    from .models.processor_cache import ours_apart
+    from ..models.processor_cache import ours_apart
 
     original = BaseMultiModalReceiverCache.get_and_update_features
     _expect(original, "self", "mm_features")
@@ -113,7 +113,7 @@ def _lazy_model(module: str, name: str) -> Any:
         @staticmethod
         def _get_modelinfo_module_hash(model_path: Path) -> str:
             hash_of = registry._LazyRegisteredModel._get_modelinfo_module_hash  # of an __init__.py: its whole package
-            packages = (Path(__file__), Path(registry.__file__))
+            packages = (Path(__file__).parent, Path(registry.__file__))  # all of flashvid_vllm, and vLLM's models
             return "-".join([vllm_version(), *(hash_of(file.with_name("__init__.py")) for file in packages)])
 
     return LazyModel(module, name)
@@ -254,7 +254,7 @@ def _check_backend(settings: Mapping[str, Any]) -> None:
     import torch
     from vllm.platforms import current_platform
 
-    from . import ops
+    from .. import ops
 
     if "backend" in settings:
         ops.choose_backend(settings["backend"], torch.device(current_platform.device_type))
@@ -262,7 +262,7 @@ def _check_backend(settings: Mapping[str, Any]) -> None:
 
 def _set_longest_video(config: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings with how large a video may be, put where every process finds them."""
-    from .models.pieces import longest_video
+    from ..models.pieces import longest_video
 
     settings = {**settings, MAX_VIDEO_TOKENS: longest_video(config, settings)}
     multimodal = config.model_config.multimodal_config
@@ -272,12 +272,12 @@ def _set_longest_video(config: Any, settings: Mapping[str, Any]) -> Mapping[str,
 
 def _use_our_cpu_worker(parallel_config: Any) -> None:
     if parallel_config.worker_cls == "vllm.v1.worker.cpu_worker.CPUWorker":
-        parallel_config.worker_cls = "flashvid_vllm.cpu_worker.CPUWorker"
+        parallel_config.worker_cls = "flashvid_vllm.serving.cpu_worker.CPUWorker"
 
 
 def _use_our_encoder_cache(ec_manager_config: Any) -> None:
     if ec_manager_config.encoder_cache_manager_cls is None:
-        ec_manager_config.encoder_cache_manager_cls = "flashvid_vllm.encoder_cache.EncoderCacheManager"
+        ec_manager_config.encoder_cache_manager_cls = "flashvid_vllm.serving.encoder_cache.EncoderCacheManager"
 
 
 def _announce(model_config: Any, settings: Mapping[str, Any]) -> None:
