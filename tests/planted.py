@@ -115,7 +115,7 @@ FAULTS = [
     Fault(PLUGIN + "serving/metrics.py", "    _reserve([", "    list([", "metrics"),
     Fault(PLUGIN + "serving/cpu.py", "    if not wanted or (any", "    if True or (any", "cpu"),
     Fault(
-        PLUGIN + "viz/video.py",
+        PLUGIN + "tools/viz/video.py",
         "        index += 1\n",
         "        index += 1 if index not in wanted or index in pictures else 0\n",
         "viz",

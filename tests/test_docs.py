@@ -296,8 +296,8 @@ PASSED_ON = {
     "flashvid_vllm/tools/command.py": "argparse's, under our name",
     "flashvid_vllm/tools/play/clips.py": "too_large's",
     "flashvid_vllm/tools/play/upstream.py": "the model's server's",
-    "flashvid_vllm/tune/client.py": "the model's server's",
-    "flashvid_vllm/tune/progress.py": "the time left",
+    "flashvid_vllm/tools/tune/client.py": "the model's server's",
+    "flashvid_vllm/tools/tune/progress.py": "the time left",
     "setup.py": "say's callers'",
 }
 # Neither refusals nor warnings: what a command says on stderr while it works.

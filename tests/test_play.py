@@ -417,7 +417,7 @@ def test_kept_tokens_are_vizs(clip_model: Path, tmp_path: Path) -> None:
     """Faults: other settings or another clip drawn than chosen; a drawn page that may do what the page may."""
     pytest.importorskip("cv2")
 
-    from flashvid_vllm.viz.__main__ import main
+    from flashvid_vllm.tools.viz.__main__ import main
 
     with client(tower=str(clip_model), clip=True, frames=4) as play:
         body = {name: value for name, value in request_of(play).items() if name in ("clip", "settings")}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flashvid_vllm.tools.serving import serving
-from flashvid_vllm.viz import UserError
+from flashvid_vllm.tools.viz import UserError
 
 FAKE = """#!{python}
 import http.server, subprocess, sys, time

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.settings import check_server, resolve
-from ...viz import UserError
+from ..viz import UserError
 from . import PlayError
 from .clips import Clip
 
@@ -42,8 +42,8 @@ class Drawer:
         """
         import torch
 
-        from ...viz.page import page
-        from ...viz.scene import make_scene
+        from ..viz.page import page
+        from ..viz.scene import make_scene
 
         with self._one_at_a_time:
             try:
@@ -65,8 +65,8 @@ class Drawer:
         """Frames and features of ``clip``."""
         import torch
 
-        from ...viz.features import encode_with_clip, encode_with_model
-        from ...viz.video import read_frames
+        from ..viz.features import encode_with_clip, encode_with_model
+        from ..viz.video import read_frames
 
         if clip.id not in self._encoded:
             frames = read_frames(clip.path, self.frames)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..core.settings import CONSECUTIVE, ORIGINAL
-from ..serving.cli import json_object, number
-from ..tools.command import Parser, count
+from ... import __version__
+from ...core.settings import CONSECUTIVE, ORIGINAL
+from ...serving.cli import json_object, number
+from ..command import Parser, count
 from ..viz import UserError
 from .client import Gone
 from .data import Data, load
@@ -137,7 +137,7 @@ def _server(options: argparse.Namespace, server_options: Sequence[str], variant:
     if options.base_url:
         yield options.base_url
         return
-    from ..tools.serving import serving
+    from ..serving import serving
 
     given = ["--flashvid-config", json.dumps({"positions": variant.positions})] if variant.positions else []
     with serving(options.model, [*server_options, *given]) as url:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..core.settings import KEY
-from ..tools.endpoint import is_loopback
+from ...core.settings import KEY
+from ..endpoint import is_loopback
 from ..viz import UserError
 from .data import Item, Video, plain_text
 

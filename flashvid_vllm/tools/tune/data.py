@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..core.config import shown
-from ..tools.endpoint import data_url
+from ...core.config import shown
+from ..endpoint import data_url
 from ..viz import UserError
 
 VIDEOS = (".mp4", ".m4v", ".mkv", ".mov", ".webm", ".avi", ".mpg", ".mpeg", ".ts")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.settings import CONSECUTIVE, POSITIONS, check_request
+from ...core.settings import CONSECUTIVE, POSITIONS, check_request
 from ..viz import UserError
 
 RATIOS = (0.5, 0.25, 0.15, 0.1)

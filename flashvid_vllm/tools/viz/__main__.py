@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..core.config import FlashVidConfig
-from ..core.settings import SINGLE, check_server, resolve
-from ..serving.cli import json_object, number
-from ..tools.command import Parser, count
+from ...core.config import FlashVidConfig
+from ...core.settings import SINGLE, check_server, resolve
+from ...serving.cli import json_object, number
+from ..command import Parser, count
 from . import UserError
 
 HELP = """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import flashvid_vllm.ops as ops
 
-from ..models import FAMILIES
+from ...models import FAMILIES
 from . import UserError, need
 
 _WATCHED = "sdpa_watched"  # our name among transformers' attention functions; one with "flash" is taken for a kernel

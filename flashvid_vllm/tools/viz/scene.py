@@ -8,10 +8,10 @@ import numpy as np
 
 import flashvid_vllm.ops as ops
 
-from ..core.budget import plan
-from ..core.compress import CompressedVideo, compress
-from ..core.config import FLASHVID_SETTINGS, FlashVidConfig
-from ..core.methods import PEERS
+from ...core.budget import plan
+from ...core.compress import CompressedVideo, compress
+from ...core.config import FLASHVID_SETTINGS, FlashVidConfig
+from ...core.methods import PEERS
 from .features import Encoded
 from .video import Frames
 
