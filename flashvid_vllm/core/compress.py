@@ -8,7 +8,7 @@ from torch import Tensor
 
 import flashvid_vllm.ops as ops
 from flashvid_vllm.core.budget import Budget, plan
-from flashvid_vllm.core.config import DPC_NEIGHBOURS, FlashVidConfig
+from flashvid_vllm.core.config import FlashVidConfig
 from flashvid_vllm.core.methods import PEERS, load
 
 DEFAULT_CONFIG = FlashVidConfig()
@@ -164,7 +164,7 @@ def _cluster_frames(mean: Tensor, roots: Tensor, clusters: Tensor, config: Flash
             center[start:stop] = torch.arange(start, stop, device=mean.device)
         elif num_clusters:
             centers, cluster = ops.cluster_tokens(
-                mean[start:stop], num_clusters, min(DPC_NEIGHBOURS, count), config.backend
+                mean[start:stop], num_clusters, min(ops.DPC_NEIGHBOURS, count), config.backend
             )
             center[start:stop] = start + centers[cluster]
         start = stop

@@ -23,7 +23,6 @@ MAX_INT = 2**31 - 1
 FLASHVID_SETTINGS = ("alpha", "merge_threshold", "segment_threshold", "min_segments", "selection", "matching")
 # Methods that are settings of FlashVID, and what they set.
 ABLATIONS: dict[str, dict[str, Any]] = {"ttm": {"matching": "position"}, "adts": {"alpha": 1.0}, "tstm": {"alpha": 0.0}}
-DPC_NEIGHBOURS = 7  # that make the density of DPC-kNN, in every backend (ALGORITHM, Sec. 4, k)
 
 
 @dataclass(frozen=True)

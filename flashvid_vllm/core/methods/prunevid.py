@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 import flashvid_vllm.ops as ops
-from flashvid_vllm.core.config import DPC_NEIGHBOURS
 
 from ..budget import Budget
 from ..compress import CompressedVideo
@@ -38,7 +37,7 @@ def compress(features: Tensor, attention: Tensor | None, budget: Budget, backend
     num_frames, n, _ = features.shape
     frames = torch.stack([frame.float().mean(0) for frame in features])
     wanted = max(1, num_frames * SEGMENTS[0] // SEGMENTS[1])
-    _, cluster = ops.cluster_tokens(frames, wanted, min(DPC_NEIGHBOURS, num_frames), backend)
+    _, cluster = ops.cluster_tokens(frames, wanted, min(ops.DPC_NEIGHBOURS, num_frames), backend)
     lengths = segments(cluster.tolist())
     static = _static(features, lengths, budget.tokens)
 
@@ -65,7 +64,7 @@ def compress(features: Tensor, attention: Tensor | None, budget: Budget, backend
         if num_clusters:
             center = place
             if num_clusters < len(place):
-                centers, nearest = ops.cluster_tokens(x, num_clusters, min(DPC_NEIGHBOURS, len(place)), backend)
+                centers, nearest = ops.cluster_tokens(x, num_clusters, min(ops.DPC_NEIGHBOURS, len(place)), backend)
                 center = place[centers[nearest]]
             source[t : t + length, place] = t * n + center
     return merge(features, source, backend)
