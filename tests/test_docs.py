@@ -281,7 +281,7 @@ def test_every_metric_has_its_row(tmp_path: Path) -> None:
     given = (ROOT / "flashvid_vllm" / "models" / "base.py").read_text()
     shown = re.search(r"for name in \((.*?)\)}", given)
     assert shown
-    assert "return metrics.of_worker({**shown, BACKEND: backend, **on})" in given
+    assert "return counting.make_counter({**shown, BACKEND: backend, **on})" in given
     assert "on = {ENABLED: " in given
     assert "REQUEST_OVERRIDES: " in given
     names = [*re.findall(r'"(\w+)"', shown[1]), BACKEND, ENABLED, REQUEST_OVERRIDES]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.settings import KEY, MAX_VIDEO_TOKENS, check_request, check_server, describe, request_part
-from ..models import FAMILIES, rope, supported
+from ..models import FAMILIES, counting, rope, supported
 from . import cli, config_file, cpu, metrics
 
 VLLM_MIN, VLLM_BELOW = (0, 32), (0, 34)
@@ -64,6 +64,7 @@ def install() -> None:
 
     for architecture, family in FAMILIES.items():
         ModelRegistry.models[architecture] = _lazy_model(f"flashvid_vllm.models.families.{family.module}", architecture)
+    counting.make_counter = metrics.of_worker
     _read_llava_video()
     _share_pixels()
     _patch_config_file()
