@@ -24,7 +24,8 @@ pytest.importorskip("starlette")
 
 from starlette.testclient import TestClient  # noqa: E402
 
-from flashvid_vllm.tools.play import PlayError, __main__, clips  # noqa: E402
+from flashvid_vllm.tools.errors import UserError  # noqa: E402
+from flashvid_vllm.tools.play import __main__, clips  # noqa: E402
 from flashvid_vllm.tools.play.app import DRAWN, Options, make_app  # noqa: E402
 from flashvid_vllm.tools.play.upstream import Upstream, message_of, with_version  # noqa: E402
 
@@ -406,7 +407,7 @@ def test_urls() -> None:
     assert with_version("https://h/api/v3") == "https://h/api/v3"
     assert Upstream("http://u:p@h:1", None).shown_url == "http://h:1/v1"
     for wrong in ("localhost:8000", "ftp://h", "http://", "http://h:x"):
-        with pytest.raises(PlayError, match="--base-url must be such as"):
+        with pytest.raises(UserError, match="--base-url must be such as"):
             with_version(wrong)
 
 

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
+from flashvid_vllm.tools.errors import UserError
 from flashvid_vllm.tools.tune import stats
 from flashvid_vllm.tools.tune.advice import FOUND, NONE, TOO_FEW, advise
 from flashvid_vllm.tools.tune.grid import Setting, settings
 from flashvid_vllm.tools.tune.stats import Estimate
 from flashvid_vllm.tools.tune.summary import AGREEMENT, LIKELIHOOD, Row
-from flashvid_vllm.tools.viz import UserError
 
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (1, 0), (3, 1), (2, 5), (4, 4), (0, 8)])

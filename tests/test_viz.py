@@ -22,7 +22,8 @@ from flashvid_vllm.models import QWEN_PRESET
 cv2 = pytest.importorskip("cv2")
 transformers = pytest.importorskip("transformers")
 
-from flashvid_vllm.tools.viz import UserError, features, need  # noqa: E402
+from flashvid_vllm.tools.errors import UserError  # noqa: E402
+from flashvid_vllm.tools.viz import features, need  # noqa: E402
 from flashvid_vllm.tools.viz.__main__ import main  # noqa: E402
 from flashvid_vllm.tools.viz.page import page_data  # noqa: E402
 from flashvid_vllm.tools.viz.scene import Scene, make_scene  # noqa: E402

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.settings import check_server, resolve
-from ..viz import UserError
-from . import PlayError
+from ..errors import UserError
 from .clips import Clip
 
 PAGES = 4  # drawn pages that are held
@@ -38,7 +37,7 @@ class Drawer:
             {"id": of the page, "kept", "total": tokens}.
 
         Raises:
-            PlayError: a bad setting, a tower that cannot be loaded, or a clip that OpenCV cannot read.
+            UserError: a bad setting, a tower that cannot be loaded, or a clip that OpenCV cannot read.
         """
         import torch
 
@@ -50,13 +49,15 @@ class Drawer:
                 checked = check_server(settings)
                 frames, encoded = self._encode(clip)
                 config = resolve(checked, None, encoded.preset)
-                if config is None:
-                    raise PlayError(400, "the plain model keeps every token: nothing to draw")
-                with torch.inference_mode():
-                    scene = make_scene(clip.name, Path(self.tower).name, frames, encoded, config)
-                    text = page(scene)
+                scene = text = None
+                if config is not None:
+                    with torch.inference_mode():
+                        scene = make_scene(clip.name, Path(self.tower).name, frames, encoded, config)
+                        text = page(scene)
             except (UserError, ValueError) as error:
-                raise PlayError(400, f"Cannot draw: {error}") from None
+                raise UserError(f"Cannot draw: {error}") from None
+            if scene is None:
+                raise UserError("the plain model keeps every token: nothing to draw")
             id = secrets.token_hex(8)
             _hold(self.pages, id, text, PAGES)
         return {"id": id, "kept": len(scene.video.size), "total": scene.video.assignment.numel()}

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 
 from ..endpoint import is_loopback
-from . import PlayError
+from ..errors import UserError
 from .guard import hostname
 
 Event = dict[str, Any]
@@ -45,7 +45,7 @@ class Upstream:
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     async def models(self) -> list[str]:
-        """The names that it serves. Raises PlayError if it does not answer as an OpenAI server."""
+        """The names that it serves. Raises UserError if it does not answer as an OpenAI server."""
         try:
             response = await self.http.get(f"{self.url}/models", timeout=10)
         except httpx.HTTPError as error:
@@ -57,11 +57,11 @@ class Upstream:
         except (ValueError, KeyError, TypeError):
             names = []
         if not names:
-            raise PlayError(502, f"{self.shown_url} answers, but not as an OpenAI server does: is the URL right?")
+            raise UserError(f"{self.shown_url} answers, but not as an OpenAI server does: is the URL right?", 502)
         return names
 
     async def check(self, model: str) -> None:
-        """Ask for one token with a setting of ours. Raises PlayError if settings are not taken."""
+        """Ask for one token with a setting of ours. Raises UserError if settings are not taken."""
         body = {
             "model": model,
             "messages": [{"role": "user", "content": "Hello"}],
@@ -89,7 +89,7 @@ class Upstream:
             does not tell), "completion_tokens", "total_s", "tokens_per_s" (after the first one, None for one alone)}.
 
         Raises:
-            PlayError: it does not answer, refuses, or breaks off.
+            UserError: it does not answer, refuses, or breaks off.
         """
         known_as = f"{identity}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]}"
         content = [
@@ -126,20 +126,20 @@ class Upstream:
                         if text := delta.get("content"):
                             yield {"text": str(text)}
         except (AttributeError, KeyError, TypeError) as error:
-            raise PlayError(
-                502, f"the server sent what is no chat completion ({type(error).__name__}: {error})"
+            raise UserError(
+                f"the server sent what is no chat completion ({type(error).__name__}: {error})", 502
             ) from None
         except httpx.HTTPError as error:
             if first is None:
                 raise self._unreachable(error) from None
-            raise PlayError(502, f"the answer broke off: {error or type(error).__name__}") from None
+            raise UserError(f"the answer broke off: {error or type(error).__name__}", 502) from None
         if usage is None or first is None or last is None:
-            raise PlayError(502, "the answer broke off: the server sent no token counts")
+            raise UserError("the answer broke off: the server sent no token counts", 502)
         try:
             count, prompt = int(usage["completion_tokens"]), int(usage["prompt_tokens"])
             cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise PlayError(502, f"the server sent no token counts, but {str(usage)[:200]}") from None
+            raise UserError(f"the server sent no token counts, but {str(usage)[:200]}", 502) from None
         yield {
             "prompt_tokens": prompt,
             "cached_tokens": cached,
@@ -161,9 +161,9 @@ class Upstream:
                 try:
                     chunk = json.loads(data)
                 except ValueError:
-                    raise PlayError(502, f"the server sent what is not JSON: {data[:200]}") from None
+                    raise UserError(f"the server sent what is not JSON: {data[:200]}", 502) from None
                 if not isinstance(chunk, dict):
-                    raise PlayError(502, f"the server sent what is no chat completion: {data[:200]}")
+                    raise UserError(f"the server sent what is no chat completion: {data[:200]}", 502)
                 if "error" in chunk:
                     raise self._refused(int(_code(chunk["error"])), data.encode())
                 yield chunk
@@ -171,18 +171,18 @@ class Upstream:
             await response.aclose()
 
     def _request(self, body: Mapping[str, Any]) -> httpx.Request:
-        """A chat completion. Raises PlayError for what JSON cannot carry."""
+        """A chat completion. Raises UserError for what JSON cannot carry."""
         try:
             return self.http.build_request("POST", f"{self.url}/chat/completions", json=body)
         except ValueError as error:  # NaN, half a surrogate pair
-            raise PlayError(400, f"this cannot be sent as JSON: {error}") from None
+            raise UserError(f"this cannot be sent as JSON: {error}") from None
 
-    def _unreachable(self, error: Exception) -> PlayError:
+    def _unreachable(self, error: Exception) -> UserError:
         why = str(error) or type(error).__name__
         said = f"No server answers at {self.shown_url} ({why}). Is vllm serve running there?"
-        return PlayError(502, self._safe(said))
+        return UserError(self._safe(said), 502)
 
-    def _refused(self, status: int, body: bytes) -> PlayError:
+    def _refused(self, status: int, body: bytes) -> UserError:
         """The server's own message, and what to do where that is known."""
         message = message_of(body) or f"HTTP {status} without a message"
         hint = ""
@@ -192,14 +192,14 @@ class Upstream:
             hint = NO_PLUGIN
         elif status in (401, 403):
             hint = "Start flashvid play with --api-key KEY, or OPENAI_API_KEY in its environment."
-        return PlayError(status, self._safe(f"The server refused (HTTP {status}): {message}\n{hint}".strip()))
+        return UserError(self._safe(f"The server refused (HTTP {status}): {message}\n{hint}".strip()), status)
 
     def _safe(self, message: str) -> str:
         return message.replace(self.api_key, "***") if self.api_key else message
 
 
 def with_version(url: str) -> str:
-    """``url`` without a slash at its end; a server alone gets "/v1". Raises PlayError for what is no URL."""
+    """``url`` without a slash at its end; a server alone gets "/v1". Raises UserError for what is no URL."""
     url = url.rstrip("/")
     try:
         parts = urlsplit(url)
@@ -207,7 +207,7 @@ def with_version(url: str) -> str:
     except ValueError:
         valid = False
     if not valid:
-        raise PlayError(400, f"--base-url must be such as http://localhost:8000/v1, got {url!r}")
+        raise UserError(f"--base-url must be such as http://localhost:8000/v1, got {url!r}")
     return url if parts.path else f"{url}/v1"
 
 

@@ -15,7 +15,7 @@ from ... import __version__
 from ...core.settings import CONSECUTIVE, ORIGINAL
 from ...serving.cli import json_object, number
 from ..command import Parser, count
-from ..viz import UserError
+from ..errors import UserError
 from .client import Gone
 from .data import Data, load
 from .grid import RATIOS, Setting, settings

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from ...core.settings import KEY
 from ..endpoint import is_loopback
-from ..viz import UserError
+from ..errors import UserError
 from .data import Item, Video, plain_text
 
 LETTERS, WORDS = "letters", "words"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from ..viz import UserError
+from ..errors import UserError
 from .client import Answer, Asking, Client, Failed
 from .data import Item, Video
 from .grid import PLAIN, Setting, plain

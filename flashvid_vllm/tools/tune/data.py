@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from ...core.config import shown
 from ..endpoint import data_url
-from ..viz import UserError
+from ..errors import UserError
 
 VIDEOS = (".mp4", ".m4v", ".mkv", ".mov", ".webm", ".avi", ".mpg", ".mpeg", ".ts")
 IMAGES = (".png", ".jpg", ".jpeg")

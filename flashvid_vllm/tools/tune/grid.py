@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.settings import CONSECUTIVE, POSITIONS, check_request
-from ..viz import UserError
+from ..errors import UserError
 
 RATIOS = (0.5, 0.25, 0.15, 0.1)
 PLAIN = "plain"

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..viz import UserError, need
+from ..errors import UserError
+from ..viz import need
 from ..viz.video import read_frames
 from .data import Video, frames_in
 

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from ..viz import UserError
+from ..errors import UserError
 from .client import Client, Failed
 from .grid import Setting, plain
 

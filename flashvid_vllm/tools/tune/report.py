@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..viz import UserError
+from ..errors import UserError
 from .advice import Advice
 from .page import page
 from .pictures import frames_of

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..viz import UserError
+from ..errors import UserError
 
 ANSWER, SCORE, TIME = "answer", "score", "time"  # kinds of lines
 _VERSION = 1

@@ -8,11 +8,9 @@ what is drawn, ``page`` (HTML) and ``sheet`` (PNG) draw it. Nothing heavy is imp
 import importlib
 from typing import Any
 
+from ..errors import UserError
+
 _PACKAGES = {"cv2": "opencv-python-headless", "transformers": "transformers", "matplotlib": "matplotlib"}
-
-
-class UserError(Exception):
-    """What the user can put right; one line that says how."""
 
 
 def need(module: str) -> Any:

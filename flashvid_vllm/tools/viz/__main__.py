@@ -10,7 +10,7 @@ from ...core.config import FlashVidConfig
 from ...core.settings import SINGLE, check_server, resolve
 from ...serving.cli import json_object, number
 from ..command import Parser, count
-from . import UserError
+from ..errors import UserError
 
 HELP = """
 usage: flashvid viz VIDEO -o FILE (--model DIR | --clip DIR) [options]

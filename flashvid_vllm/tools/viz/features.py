@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import flashvid_vllm.ops as ops
 
 from ...models import FAMILIES
-from . import UserError, need
+from ..errors import UserError
+from . import need
 
 _WATCHED = "sdpa_watched"  # our name among transformers' attention functions; one with "flash" is taken for a kernel
 _OFFERED = {name: family for name, family in FAMILIES.items() if name != "LlavaQwenForCausalLM"}  # not in transformers

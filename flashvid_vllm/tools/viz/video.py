@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from . import UserError, need
+from ..errors import UserError
+from . import need
 
 
 @dataclass(frozen=True)
