@@ -24,10 +24,11 @@ pytest.importorskip("starlette")
 
 from starlette.testclient import TestClient  # noqa: E402
 
+from flashvid_vllm.tools.endpoint import message_of  # noqa: E402
 from flashvid_vllm.tools.errors import UserError  # noqa: E402
 from flashvid_vllm.tools.play import __main__, clips  # noqa: E402
 from flashvid_vllm.tools.play.app import DRAWN, Options, make_app  # noqa: E402
-from flashvid_vllm.tools.play.upstream import Upstream, message_of, with_version  # noqa: E402
+from flashvid_vllm.tools.play.upstream import Upstream, with_version  # noqa: E402
 
 from .play_servers import FRAMES, TEXT_TOKENS, TOKENS, FakeVllm, fake_vllm, folder_of, running  # noqa: E402
 

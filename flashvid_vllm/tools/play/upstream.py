@@ -11,12 +11,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
-from ..endpoint import is_loopback
+from ..endpoint import host_of, is_loopback, message_of
 from ..errors import UserError
-from .guard import hostname
 
 Event = dict[str, Any]
-MOST_ERROR = 2000  # characters of a refusal that are shown
 CLOSED = "takes no 'flashvid' settings from requests"  # settings.check_request
 UNTRUSTED = "--trust-request-mm-kwargs"  # vLLM's own refusal of every setting
 NO_PLUGIN = "The server runs without the plugin: vllm serve MODEL --plugin flashvid."
@@ -35,7 +33,7 @@ class Upstream:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         # an answer may be long in coming: how long to wait is the user's to say, who has a button to stop it
         timeout = httpx.Timeout(None, connect=10)
-        proxy = not is_loopback(hostname(self.url))
+        proxy = not is_loopback(host_of(self.url) or "")
         self.http = httpx.AsyncClient(headers=headers, timeout=timeout, trust_env=proxy)
 
     @property
@@ -201,26 +199,9 @@ class Upstream:
 def with_version(url: str) -> str:
     """``url`` without a slash at its end; a server alone gets "/v1". Raises UserError for what is no URL."""
     url = url.rstrip("/")
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
+    if host_of(url) is None:
         raise UserError(f"--base-url must be such as http://localhost:8000/v1, got {url!r}")
-    return url if parts.path else f"{url}/v1"
-
-
-def message_of(body: bytes) -> str:
-    """What an error's body says, however it is wrapped."""
-    text = body.decode(errors="replace").strip()
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return text[:MOST_ERROR]
-    while isinstance(found, dict):
-        found = next((found[key] for key in ("error", "message", "detail") if found.get(key)), str(found))
-    return str(found)[:MOST_ERROR]
+    return url if urlsplit(url).path else f"{url}/v1"
 
 
 def _code(error: Any) -> Any:

@@ -9,17 +9,15 @@ and agrees with nothing but itself.
 """
 
 import importlib
-import json
 import string
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from ...core.settings import KEY
-from ..endpoint import is_loopback
+from ..endpoint import host_of, is_loopback, message_of
 from ..errors import UserError
 from .data import Item, Video, plain_text
 
@@ -101,7 +99,7 @@ class Client:
             httpx: Any = importlib.import_module("httpx")
         except ImportError:
             raise UserError("flashvid tune needs httpx: pip install 'flashvid-vllm[tune]'") from None
-        host = _host(httpx, base_url)
+        host = host_of(base_url)
         if host is None:
             raise UserError(f"--base-url must be a URL such as http://localhost:8000/v1, got {base_url!r}")
         if key and not (key.isascii() and key.isprintable()):
@@ -266,22 +264,6 @@ class _Failures:
             raise Failed(f"the connection broke off ({error or type(error).__name__})") from None
 
 
-def _host(httpx: Any, url: str) -> str | None:
-    """The host that a URL names; None if no request could go there."""
-    try:
-        parts, _ = urlsplit(url), httpx.URL(url)
-        host = parts.hostname or ""
-        valid = parts.scheme in ("http", "https") and host and host.encode("idna") and parts.port != 0
-    except (ValueError, httpx.InvalidURL):  # brackets, a port beyond 65535, a name that no DNS can hold
-        return None
-    return host if valid else None
-
-
 def _message(text: str) -> str:
-    """The message in an OpenAI error, or the beginning of whatever came."""
-    try:
-        error = json.loads(text)
-        error = error.get("error", error)
-        return str(error["message"])[:500]
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError):
-        return " ".join(text.split())[:200]
+    """What an error's body says, on one line."""
+    return " ".join(message_of(text, 500).split())
