@@ -3,13 +3,23 @@
 
 ``vllm serve MODEL --plugin flashvid`` on the command line, ``vllm.LLM(MODEL, **engine_args(...))``
 in Python, ``compress(features, attention, config)`` without vLLM.
+
+The way of a video, one direction and no way back:
+
+    request with a video           serving/cli.py, compat.py   the server's settings, and what a request may change
+    -> how many placeholders?      models/processor.py         core/settings.py, core/budget.py: integers only
+    -> vision encoder, in pieces   models/families/*.py        models/pieces.py; models/attention.py: who is attended to
+    -> compress(...)               models/base.py              core/compress.py over ops/ (kernels/ops in the sources)
+    -> tokens and positions        models/full_positions.py    models/positions.py: those of the uncompressed prompt
+    -> prefill                     vLLM's own
+
+Imports run one way too: ops <- core <- models <- serving, and ``tools`` (the commands) on top; tests/test_rooms.py.
 """
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-# Here and first, so that `flashvid_vllm.compress` is the function, not the module.
 from .core.compress import CompressedVideo, compress
 from .core.config import FlashVidConfig
 from .ops.env import env_info

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The supported model families: architecture -> where its wiring lies, and its preset.
+"""What touches the model, from the processor to the positions; and the supported families: architecture -> where its
+wiring lies in ``families``, and its preset.
 
-Kept free of vLLM imports: it is read in every process, before vLLM's model code is.
+Kept free of vLLM imports: this file is read in every process, before vLLM's model code is.
 """
 
 from collections.abc import Mapping

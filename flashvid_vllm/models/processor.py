@@ -2,12 +2,12 @@
 """vLLM multimodal processor hook: the exact number of placeholders of every video.
 
 A family's processor is ``class Processor(FlashVidProcessor, VllmsOwnProcessor)`` and its info
-``class Info(FlashVidInfo, VllmsOwnInfo)``. Where FlashVID is not on, both are vLLM's own. Where it
-is, the settings in force for a request are resolved once, in `apply`, and stay out of all that
-vLLM does with its kwargs: videos are processed and cached as if there were none. What comes of
-that then gets the settings: they count the placeholders, enter the name of the request's videos
-(so that caches shared between servers and settings stay right), and go to the model beside the
-pixels, one row a video.
+``class Info(FlashVidInfo, VllmsOwnInfo)``; a family's file has these and its model, so this lies beside ``base``.
+
+Where FlashVID is not on, both are vLLM's own. Where it is, the settings in force for a request are resolved once, in
+`apply`, and stay out of all that vLLM does with its kwargs: videos are processed and cached as if there were none.
+What comes of that then gets the settings: they count the placeholders, enter the name of the request's videos (so that
+caches shared between servers and settings stay right), and go to the model beside the pixels, one row a video.
 """
 
 import json
