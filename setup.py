@@ -156,18 +156,21 @@ native = [] if os.environ.get("FLASHVID_NATIVE", "1") == "0" else [Extension("fl
 setup(
     packages=[
         "flashvid_vllm",
-        "flashvid_vllm.methods",
+        "flashvid_vllm.core",
+        "flashvid_vllm.core.methods",
         "flashvid_vllm.models",
+        "flashvid_vllm.models.families",
         "flashvid_vllm.ops",
+        "flashvid_vllm.serving",
         "flashvid_vllm.tools",
-        "flashvid_vllm.tune",
         "flashvid_vllm.tools.play",
-        "flashvid_vllm.viz",
+        "flashvid_vllm.tools.tune",
+        "flashvid_vllm.tools.viz",
     ],
     package_data={
-        "flashvid_vllm.viz": ["page.html", "page.css", "page.js"],
-        "flashvid_vllm.tune": ["page.css"],
         "flashvid_vllm.tools.play": ["page.html", "page.css", "page.js", "sample.webm"],
+        "flashvid_vllm.tools.tune": ["page.css"],
+        "flashvid_vllm.tools.viz": ["page.html", "page.css", "page.js"],
     },
     # kernels/ must not be importable as a top-level `kernels`: Hugging Face ships one.
     package_dir={"flashvid_vllm": "flashvid_vllm", "flashvid_vllm.ops": "kernels/ops"},

@@ -31,7 +31,7 @@ from rich.table import Table
 from torch import Tensor
 
 from flashvid_vllm import CompressedVideo, FlashVidConfig, compress, env_info, ops
-from flashvid_vllm.budget import plan
+from flashvid_vllm.core.budget import plan
 from flashvid_vllm.ops import native
 from tests.cases import video
 

@@ -7,7 +7,7 @@ kernels is its own affair. FLOPs: 2 per multiply-add of the matrix products; the
 
 from dataclasses import dataclass
 
-from flashvid_vllm.budget import Budget
+from flashvid_vllm.core.budget import Budget
 
 INDEX, FP32 = 8, 4  # bytes
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flashvid_vllm import FlashVidConfig, compress
-from flashvid_vllm.config import Method
+from flashvid_vllm.core.config import Method
 
 from . import clip_model, record
 from .clips import cache_directory

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from flashvid_vllm import ops
-from flashvid_vllm.compress import CompressedVideo
+from flashvid_vllm.core.compress import CompressedVideo
 
 from .clip_model import Encoded, heads, run_layer, tower
 

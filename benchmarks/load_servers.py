@@ -74,7 +74,7 @@ def vllms_own_pruning(model: str) -> tuple[str, ...]:
     """Which methods `--video-pruning-rate` has for a model on this machine.
 
     None for LLaVA-OneVision, where it does nothing, and none on a CPU, where the first pruned video ends vLLM 0.32:
-    its CPU runner does not know that positions must be computed again (`flashvid_vllm.cpu_worker`).
+    its CPU runner does not know that positions must be computed again (`flashvid_vllm.serving.cpu_worker`).
     """
     from vllm.model_executor.models import ModelRegistry
     from vllm.platforms import current_platform

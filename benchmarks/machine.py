@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from flashvid_vllm.cpu import slow_products
+from flashvid_vllm.serving.cpu import slow_products
 
 
 @functools.cache

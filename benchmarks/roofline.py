@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flashvid_vllm import FlashVidConfig
-from flashvid_vllm.budget import plan
+from flashvid_vllm.core.budget import plan
 
 BYTES_PER_S, BF16, TF32X3 = 3.35e12, 989e12, 165e12
 SHAPES = [(32, 196, 3584), (160, 360, 3584)]

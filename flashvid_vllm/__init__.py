@@ -3,15 +3,25 @@
 
 ``vllm serve MODEL --plugin flashvid`` on the command line, ``vllm.LLM(MODEL, **engine_args(...))``
 in Python, ``compress(features, attention, config)`` without vLLM.
+
+The way of a video, one direction and no way back:
+
+    request with a video           serving/cli.py, compat.py   the server's settings, and what a request may change
+    -> how many placeholders?      models/processor.py         core/settings.py, core/budget.py: integers only
+    -> vision encoder, in pieces   models/families/*.py        models/pieces.py; models/attention.py: who is attended to
+    -> compress(...)               models/base.py              core/compress.py over ops/ (kernels/ops in the sources)
+    -> tokens and positions        models/full_positions.py    models/positions.py: those of the uncompressed prompt
+    -> prefill                     vLLM's own
+
+Imports run one way too: ops <- core <- models <- serving, and ``tools`` (the commands) on top; tests/test_rooms.py.
 """
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-# Here and first, so that `flashvid_vllm.compress` is the function, not the module.
-from .compress import CompressedVideo, compress
-from .config import FlashVidConfig
+from .core.compress import CompressedVideo, compress
+from .core.config import FlashVidConfig
 from .ops.env import env_info
 
 __all__ = ["CompressedVideo", "FlashVidConfig", "compress", "engine_args", "env_info", "register"]
@@ -25,7 +35,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 def register() -> None:
     """vLLM's plugin hook: runs in every vLLM process, any number of times, and changes nothing
     for engines that were not asked for FlashVID."""
-    from . import compat
+    from .serving import compat
 
     compat.install()
 
@@ -43,8 +53,8 @@ def engine_args(*, mm_processor_kwargs: Mapping[str, Any] | None = None, **setti
     Raises:
         ValueError: an unknown or a bad setting.
     """
-    from .cli import PRUNING_ON
-    from .settings import KEY, check_server
+    from .core.settings import KEY, check_server
+    from .serving.cli import PRUNING_ON
 
     if mm_processor_kwargs and KEY in mm_processor_kwargs:
         raise ValueError(f"give FlashVID's settings to engine_args itself, not as {KEY!r} inside it")

@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from flashvid_vllm import FlashVidConfig
-from flashvid_vllm.budget import plan
+from flashvid_vllm.core.budget import plan
 from flashvid_vllm.ops.launch import Launch, record
 
 TARGETS = {f"sm_{number}": GPUTarget("cuda", number, 32) for number in (80, 86, 89, 90, 100, 120)}

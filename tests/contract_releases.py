@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from flashvid_vllm.compat import VLLM_BELOW, VLLM_MIN, vllm_version
+from flashvid_vllm.serving.compat import VLLM_BELOW, VLLM_MIN, vllm_version
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "vllm-sources"
 # not find_spec("pip"): setuptools takes that for pip itself looking, and this process can then not import setuptools

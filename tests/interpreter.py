@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Triton's interpreter, for processes that run kernels in it: twice as fast, and with masks of any kind."""
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -33,12 +34,14 @@ def take_any_mask() -> None:
     import numpy as np
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    for name, place in (("create_masked_load", 1), ("create_masked_store", 2)):
-
-        def call(self: Any, *given: Any, original: Any = getattr(InterpreterBuilder, name), at: int = place) -> Any:
-            mask = given[at]
+    def taking_any(original: Callable[..., Any], place: int) -> Callable[..., Any]:
+        def call(self: Any, *given: Any) -> Any:
+            mask = given[place]
             if mask.data.dtype != np.bool_:
-                given = (*given[:at], TensorHandle(mask.data != 0, mask.dtype), *given[at + 1 :])
+                given = (*given[:place], TensorHandle(mask.data != 0, mask.dtype), *given[place + 1 :])
             return original(self, *given)
 
-        setattr(InterpreterBuilder, name, call)
+        return call
+
+    for name, place in (("create_masked_load", 1), ("create_masked_store", 2)):
+        setattr(InterpreterBuilder, name, taking_any(getattr(InterpreterBuilder, name), place))

@@ -32,7 +32,7 @@ _FEWEST_LETTERS = 6  # of a text with words of its own
 
 @dataclass(frozen=True)
 class Message:
-    """A text with its place, such as flashvid_vllm/cli.py:95."""
+    """A text with its place, such as flashvid_vllm/serving/cli.py:95."""
 
     text: str
     place: str

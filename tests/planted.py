@@ -33,7 +33,7 @@ class Fault:
 PLUGIN, OPS = "flashvid_vllm/", "kernels/ops/"
 FAULTS = [
     # how many tokens, and which
-    Fault(PLUGIN + "budget.py", "math.floor(_decimal(config.ret", "math.ceil(_decimal(config.ret", "budget"),
+    Fault(PLUGIN + "core/budget.py", "math.floor(_decimal(config.ret", "math.ceil(_decimal(config.ret", "budget"),
     Fault(OPS + "reference.py", "FLAT_DISTANCE = 1e-5", "FLAT_DISTANCE = 0.0", "golden reference"),
     Fault(OPS + "reference.py", "(similarity <= threshold)", "(similarity < threshold)", "reference"),
     Fault(OPS + "reference.py", "delta.log() - sparsity", "delta - sparsity", "golden"),
@@ -42,39 +42,60 @@ FAULTS = [
     Fault(OPS + "match.py", "tile_best > best ", "tile_best >= best ", "triton"),
     Fault(OPS + "cluster.py", "few = tl.minimum(neighbours, num_tokens)", "few = neighbours", "triton"),
     # the encoder: attention, pieces
-    Fault(PLUGIN + "models/mrope.py", "spatial_merge_unit)).mean(1)", "spatial_merge_unit)).amax(1)", "families"),
-    Fault(PLUGIN + "models/llava.py", "scores[:, -patches:, None]", "scores[:, :patches, None]", "tinyvlm_served"),
     Fault(
-        PLUGIN + "attention.py",
+        PLUGIN + "models/families/mrope.py", "spatial_merge_unit)).mean(1)", "spatial_merge_unit)).amax(1)", "families"
+    ),
+    Fault(
+        PLUGIN + "models/families/llava.py", "scores[:, -patches:, None]", "scores[:, :patches, None]", "tinyvlm_served"
+    ),
+    Fault(
+        PLUGIN + "models/attention.py",
         "bits = scores.to(torch.float32)",
         "bits = scores.bfloat16().to(torch.float32)",
         "families engine_oracle",
     ),
-    Fault(PLUGIN + "pieces.py", "range(0, num_frames, most)", "range(0, num_frames, num_frames)", "pieces"),
-    Fault(PLUGIN + "pieces.py", "into[start * per_frame : stop * per_frame]", "into[: len(rows)]", "pieces"),
+    Fault(PLUGIN + "models/pieces.py", "range(0, num_frames, most)", "range(0, num_frames, num_frames)", "pieces"),
+    Fault(PLUGIN + "models/pieces.py", "into[start * per_frame : stop * per_frame]", "into[: len(rows)]", "pieces"),
     # positions
-    Fault(PLUGIN + "positions.py", "mark[2] = -1 - torch", "mark[2] = -2 - torch", "positions"),
-    Fault(PLUGIN + "positions.py", "cursor = firsts[bisect_left(firsts, cursor)]", "cursor = cursor + 0", "positions"),
-    Fault(PLUGIN + "positions.py", "int(full.max()) + 1 - positions", "int(full.max()) - positions", "positions"),
+    Fault(PLUGIN + "models/positions.py", "mark[2] = -1 - torch", "mark[2] = -2 - torch", "positions"),
+    Fault(
+        PLUGIN + "models/positions.py",
+        "cursor = firsts[bisect_left(firsts, cursor)]",
+        "cursor = cursor + 0",
+        "positions",
+    ),
+    Fault(
+        PLUGIN + "models/positions.py", "int(full.max()) + 1 - positions", "int(full.max()) - positions", "positions"
+    ),
     Fault(
         PLUGIN + "models/full_positions.py",
         'getattr(mrope_positions, "flashvid_marks", mrope_positions)',
         "mrope_positions",
         "positions positions_and_ids pressure",
     ),
-    Fault(PLUGIN + "models/llava.py", "kept = video.source_index + newlines", "kept = video.source_index", "families"),
-    # what a client may send
-    Fault(PLUGIN + "processor.py", "if tokens > limit and", "if tokens > 2**40 and", "pieces requests"),
-    Fault(PLUGIN + "processor.py", "self.check_prompt(updates, _request.get())", "pass", "processor_cache odd_prompts"),
-    Fault(PLUGIN + "processor_cache.py", "sha256(settings)", "sha256(bytes())", "processor_cache"),
     Fault(
-        PLUGIN + "processor.py",
+        PLUGIN + "models/families/llava.py",
+        "kept = video.source_index + newlines",
+        "kept = video.source_index",
+        "families",
+    ),
+    # what a client may send
+    Fault(PLUGIN + "models/processor.py", "if tokens > limit and", "if tokens > 2**40 and", "pieces requests"),
+    Fault(
+        PLUGIN + "models/processor.py",
+        "self.check_prompt(updates, _request.get())",
+        "pass",
+        "processor_cache odd_prompts",
+    ),
+    Fault(PLUGIN + "models/processor_cache.py", "sha256(settings)", "sha256(bytes())", "processor_cache"),
+    Fault(
+        PLUGIN + "models/processor.py",
         "row.numpy().tobytes() + original *",
         "row.numpy().tobytes() + 0 *",
         "kv_transfer processor_cache",
     ),
     Fault(
-        PLUGIN + "encoder_cache.py",
+        PLUGIN + "serving/encoder_cache.py",
         "return int(feature.data[FULL_EMBEDS].data)",
         "return request.get_num_encoder_embeds(input_id)",
         "encoder_cache",
@@ -85,14 +106,16 @@ FAULTS = [
         "embeds",
         "lora",
     ),
-    Fault(PLUGIN + "settings.py", "if isinstance(settings, Mapping) and name in settings:", "if False:", "settings"),
-    # the server
-    Fault(PLUGIN + "config_file.py", "            if not value:\n", "            if False:\n", "config_file"),
-    Fault(PLUGIN + "metrics.py", "    fcntl.flock(held, fcntl.LOCK_EX)\n", "", "metrics"),
-    Fault(PLUGIN + "metrics.py", "    _reserve([", "    list([", "metrics"),
-    Fault(PLUGIN + "cpu.py", "    if not wanted or (any", "    if True or (any", "cpu"),
     Fault(
-        PLUGIN + "viz/video.py",
+        PLUGIN + "core/settings.py", "if isinstance(settings, Mapping) and name in settings:", "if False:", "settings"
+    ),
+    # the server
+    Fault(PLUGIN + "serving/config_file.py", "            if not value:\n", "            if False:\n", "config_file"),
+    Fault(PLUGIN + "serving/metrics.py", "    fcntl.flock(held, fcntl.LOCK_EX)\n", "", "metrics"),
+    Fault(PLUGIN + "serving/metrics.py", "    _reserve([", "    list([", "metrics"),
+    Fault(PLUGIN + "serving/cpu.py", "    if not wanted or (any", "    if True or (any", "cpu"),
+    Fault(
+        PLUGIN + "tools/viz/video.py",
         "        index += 1\n",
         "        index += 1 if index not in wanted or index in pictures else 0\n",
         "viz",

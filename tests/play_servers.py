@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from flashvid_vllm.budget import plan
-from flashvid_vllm.settings import check_request, resolve
+from flashvid_vllm.core.budget import plan
+from flashvid_vllm.core.settings import check_request, resolve
 
 TEXT_TOKENS, FRAMES, TOKENS = 20, 10, 100  # of a prompt: its text; frames of a video, and tokens of each
 NO_PLUGIN = (  # vLLM 0.32's words

@@ -17,7 +17,7 @@ from benchmarks.accuracy.chat import FIRST, GuardedCompletions
 from benchmarks.accuracy.guard import LEAST, MOST, GuardAbort, Witness, compare, examine, kept_of, videos_in
 from benchmarks.accuracy.results import lengths
 from flashvid_vllm import FlashVidConfig
-from flashvid_vllm.budget import plan
+from flashvid_vllm.core.budget import plan
 
 TEXT = 57  # tokens of a prompt that are not visual
 VIDEO_PART = {"type": "video_url", "video_url": {"url": "file:///clip.mp4"}}

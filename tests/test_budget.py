@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flashvid_vllm
-from flashvid_vllm.budget import Budget, plan
-from flashvid_vllm.config import FlashVidConfig
+from flashvid_vllm.core.budget import Budget, plan
+from flashvid_vllm.core.config import FlashVidConfig
 
 frames = st.integers(1, 400)
 tokens = st.integers(1, 1000)
@@ -90,6 +90,6 @@ def test_needs_no_torch() -> None:
     # Under a stand-in for the package, whose own __init__ offers compress() and so needs torch.
     code = (
         "import sys, types; package = types.ModuleType('flashvid_vllm'); package.__path__ = [sys.argv[1]];"
-        "sys.modules.update({'flashvid_vllm': package, 'torch': None}); import flashvid_vllm.budget"
+        "sys.modules.update({'flashvid_vllm': package, 'torch': None}); import flashvid_vllm.core.budget"
     )
     subprocess.run([sys.executable, "-c", code, str(Path(flashvid_vllm.__file__).parent)], check=True)

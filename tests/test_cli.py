@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flashvid_vllm import engine_args
-from flashvid_vllm.cli import PRUNING_ON, add_options
+from flashvid_vllm.serving.cli import PRUNING_ON, add_options
 
 
 def parse(*args: str, unsupported: str | None = None) -> argparse.Namespace:

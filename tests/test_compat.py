@@ -8,8 +8,9 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from flashvid_vllm import compat, models
+from flashvid_vllm import models
 from flashvid_vllm.models import FAMILIES
+from flashvid_vllm.serving import compat
 
 
 @pytest.mark.parametrize(
@@ -69,4 +70,4 @@ def test_every_family_but_one_exists_in_vllm_under_the_same_name() -> None:
 
     for architecture, family in FAMILIES.items():
         assert (architecture in _VLLM_MODELS) == (architecture != "LlavaQwenForCausalLM")
-        assert (Path(models.__file__).parent / f"{family.module}.py").exists()
+        assert (Path(models.__file__).parent / "families" / f"{family.module}.py").exists()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flashvid_vllm import CompressedVideo, FlashVidConfig, compress
-from flashvid_vllm.budget import plan
+from flashvid_vllm.core.budget import plan
 from tests.cases import DTYPES, SHAPES, VIDEOS, assert_close, video
 
 pytestmark = pytest.mark.usefixtures("torch_backend")

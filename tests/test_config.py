@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from flashvid_vllm.config import (
+from flashvid_vllm.core.config import (
     ABLATIONS,
     CONFIG_KEYS,
     DEFAULT_RETENTION_RATIO,
@@ -17,7 +17,7 @@ from flashvid_vllm.config import (
     FlashVidConfig,
     Method,
 )
-from flashvid_vllm.methods import PEERS
+from flashvid_vllm.core.methods import PEERS
 
 OFFERED = "flashvid, ttm, adts, tstm, evs, vidcom2, visionzip, fastvid, prunevid, tome, divprune, uniform"
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import machine
-from flashvid_vllm.cpu import slow_products
+from flashvid_vllm.serving.cpu import slow_products
 
 AVX2 = {"cpu_name": "A CPU", "architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_bf16": False}
 AMX = AVX2 | {"avx512_bf16": True, "amx_bf16": True}

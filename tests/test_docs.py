@@ -13,11 +13,8 @@ from pathlib import Path
 import pytest
 
 from flashvid_vllm import __version__
-from flashvid_vllm.cli import add_options
-from flashvid_vllm.compat import VLLM_BELOW, VLLM_MIN
-from flashvid_vllm.config import CONFIG_KEYS, DEFAULT_RETENTION_RATIO, FlashVidConfig
-from flashvid_vllm.models import FAMILIES, QWEN_PRESET
-from flashvid_vllm.settings import (
+from flashvid_vllm.core.config import CONFIG_KEYS, DEFAULT_RETENTION_RATIO, FlashVidConfig
+from flashvid_vllm.core.settings import (
     BACKEND,
     CONSECUTIVE,
     ENABLED,
@@ -27,6 +24,9 @@ from flashvid_vllm.settings import (
     SERVER_KEYS,
     check_request,
 )
+from flashvid_vllm.models import FAMILIES, QWEN_PRESET
+from flashvid_vllm.serving.cli import add_options
+from flashvid_vllm.serving.compat import VLLM_BELOW, VLLM_MIN
 from flashvid_vllm.tools.__main__ import COMMANDS
 
 from . import messages
@@ -193,7 +193,7 @@ def test_every_setting_has_its_row() -> None:
 
 
 def test_the_default_of_the_longest_video_is_the_codes() -> None:
-    pieces = (ROOT / "flashvid_vllm" / "pieces.py").read_text()
+    pieces = (ROOT / "flashvid_vllm" / "models" / "pieces.py").read_text()
     assert "LONGEST_TOKENS = 65_536" in pieces
     assert "LONGEST_BYTES = 2**30" in pieces
 
@@ -268,7 +268,7 @@ def test_every_metric_has_its_row(tmp_path: Path) -> None:
     pytest.importorskip("prometheus_client")
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    from flashvid_vllm.metrics import Metrics
+    from flashvid_vllm.serving.metrics import Metrics
 
     Metrics(str(tmp_path), {"method": "flashvid"})
     there = {
@@ -281,7 +281,7 @@ def test_every_metric_has_its_row(tmp_path: Path) -> None:
     given = (ROOT / "flashvid_vllm" / "models" / "base.py").read_text()
     shown = re.search(r"for name in \((.*?)\)}", given)
     assert shown
-    assert "return metrics.of_worker({**shown, BACKEND: backend, **on})" in given
+    assert "return counting.make_counter({**shown, BACKEND: backend, **on})" in given
     assert "on = {ENABLED: " in given
     assert "REQUEST_OVERRIDES: " in given
     names = [*re.findall(r'"(\w+)"', shown[1]), BACKEND, ENABLED, REQUEST_OVERRIDES]
@@ -292,12 +292,12 @@ def test_every_metric_has_its_row(tmp_path: Path) -> None:
 
 # File -> what it passes on, in words that are made elsewhere.
 PASSED_ON = {
-    "flashvid_vllm/cli.py": "compat.unsupported_vllm's",
+    "flashvid_vllm/serving/cli.py": "compat.unsupported_vllm's",
     "flashvid_vllm/tools/command.py": "argparse's, under our name",
     "flashvid_vllm/tools/play/clips.py": "too_large's",
     "flashvid_vllm/tools/play/upstream.py": "the model's server's",
-    "flashvid_vllm/tune/client.py": "the model's server's",
-    "flashvid_vllm/tune/progress.py": "the time left",
+    "flashvid_vllm/tools/tune/client.py": "the model's server's",
+    "flashvid_vllm/tools/tune/progress.py": "the time left",
     "setup.py": "say's callers'",
 }
 # Neither refusals nor warnings: what a command says on stderr while it works.

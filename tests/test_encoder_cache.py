@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 pytest.importorskip("vllm")
 
 from flashvid_vllm import engine_args
-from flashvid_vllm.encoder_cache import EncoderCacheManager
-from flashvid_vllm.processor_cache import FULL_EMBEDS
+from flashvid_vllm.models.processor_cache import FULL_EMBEDS
+from flashvid_vllm.serving.encoder_cache import EncoderCacheManager
 
 from .engine import VIDEO, Clip, engine, greedy, prompt_of, tokens_and_logprobs
 from .families import LLAVA_ONEVISION, QWEN3_VL, Family

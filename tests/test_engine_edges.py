@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flashvid_vllm import FlashVidConfig, engine_args
-from flashvid_vllm.budget import plan
+from flashvid_vllm.core.budget import plan
 
 from .engine import VIDEO, Clip, engine, greedy, prompt_of, record_positions, tokens_and_logprobs
 

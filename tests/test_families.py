@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from flashvid_vllm.processor import count_tokens, unpack_settings
-from flashvid_vllm.processor_cache import FIELD
+from flashvid_vllm.models.processor import count_tokens, unpack_settings
+from flashvid_vllm.models.processor_cache import FIELD
 
 from .engine import Clip, Engines, check, chunked, engine, greedy, picture, prompt_of, record_positions
 from .families import (

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from flashvid_vllm import compress, ops
-from flashvid_vllm.budget import plan
-from flashvid_vllm.config import FlashVidConfig
+from flashvid_vllm.core.budget import plan
+from flashvid_vllm.core.config import FlashVidConfig
 from tests.cases import GOLDEN, Golden, assert_close, golden
 
 pytestmark = pytest.mark.usefixtures("torch_backend")

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from flashvid_vllm.compat import _refuse_shared_kv
+from flashvid_vllm.serving.compat import _refuse_shared_kv
 
 from .engine import VIDEO, Clip, engine, greedy, prepare_process, prompt_of, tokens_and_logprobs
 from .families import LLAVA_ONEVISION

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers import LlavaConfig
 
-from flashvid_vllm.models.llava_video_config import LlavaOrLlavaVideoConfig, LlavaVideoConfig
+from flashvid_vllm.models.families.llava_video_config import LlavaOrLlavaVideoConfig, LlavaVideoConfig
 
 RELEASED: dict[str, Any] = {
     "architectures": ["LlavaQwenForCausalLM"],

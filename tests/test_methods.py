@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flashvid_vllm import CompressedVideo, FlashVidConfig, compress
-from flashvid_vllm.budget import plan
-from flashvid_vllm.config import ABLATIONS, Method
-from flashvid_vllm.methods import PEERS, common, prunevid
+from flashvid_vllm.core.budget import plan
+from flashvid_vllm.core.config import ABLATIONS, Method
+from flashvid_vllm.core.methods import PEERS, common, prunevid
 from tests.cases import DTYPES, SHAPES, VIDEOS, assert_close, video
 from tests.test_compress import assert_sound, same
 
@@ -40,7 +40,7 @@ def config_of(method: str, backend: str = "torch", **size: Any) -> FlashVidConfi
 def test_the_table_is_what_is_offered() -> None:
     assert get_args(Method) == ("flashvid", *ABLATIONS, *PEERS)
     for name in PEERS:
-        module = importlib.import_module(f"flashvid_vllm.methods.{name}")
+        module = importlib.import_module(f"flashvid_vllm.core.methods.{name}")
         assert name == "uniform" or "arXiv 2" in str(module.__doc__)
         assert "budget: says B" in str(module.compress.__doc__)
 
@@ -202,7 +202,7 @@ def test_vidcom2_is_vllms_at_the_same_count(ratio: float) -> None:
     # frames share by its rate, ours by B, and floor(R*T*N) is not quite R*T*N.
     from vllm.multimodal.video_prune import vidcom2
 
-    from flashvid_vllm.methods.evs import pruning_rate
+    from flashvid_vllm.core.methods.evs import pruning_rate
 
     for kind, n, seed in itertools.product(("scene", "noise"), (36, 41), range(3)):
         features, attention = video(kind, 12, n, 64, seed=seed)
@@ -220,7 +220,7 @@ def test_vidcom2_is_vllms_at_the_same_count(ratio: float) -> None:
 @needs_vllm
 @given(st.integers(1, 10**6), st.integers(2, 10**6))
 def test_the_rate_at_which_vllm_keeps_so_many(kept: int, total: int) -> None:
-    from flashvid_vllm.methods.evs import pruning_rate
+    from flashvid_vllm.core.methods.evs import pruning_rate
 
     kept = min(kept, total - 1)
     rate = pruning_rate(kept, total)
@@ -271,12 +271,12 @@ def test_spread(room: list[int], data: st.DataObject) -> None:
 def test_long_videos_are_taken_in_stretches(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     features, attention = video("scene", 10, 8, 16)
     config = config_of(method, token_budget=20)
-    monkeypatch.setattr(f"flashvid_vllm.methods.{method}.MOST_TOKENS", 45)
+    monkeypatch.setattr(f"flashvid_vllm.core.methods.{method}.MOST_TOKENS", 45)
     out = compress(features, attention, config)
     halves = [compress(half, None, config_of(method, token_budget=10)) for half in features.split(5)]
     assert_close(out.tokens, torch.cat([half.tokens for half in halves]))
     assert out.source_index.tolist() == [40 * i + j for i in (0, 1) for j in halves[i].source_index.tolist()]
-    monkeypatch.setattr(f"flashvid_vllm.methods.{method}.MOST_TOKENS", 1)  # never less than a frame
+    monkeypatch.setattr(f"flashvid_vllm.core.methods.{method}.MOST_TOKENS", 1)  # never less than a frame
     assert_sound(compress(features, attention, config), features, config)
 
 

@@ -18,7 +18,7 @@ prometheus = pytest.importorskip("prometheus_client")
 
 from prometheus_client.multiprocess import MultiProcessCollector  # noqa: E402
 
-from flashvid_vllm import metrics  # noqa: E402
+from flashvid_vllm.serving import metrics  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -126,7 +126,7 @@ def test_other_metrics_of_the_process_stay_in_memory(tmp_path: Path) -> None:
 PUBLISH = """
 import multiprocessing, os, sys
 from prometheus_client import REGISTRY, generate_latest
-from flashvid_vllm import metrics
+from flashvid_vllm.serving import metrics
 
 def shows(tokens):
     return f"flashvid:video_tokens_in_total {tokens}.0" in generate_latest(REGISTRY).decode()

@@ -20,7 +20,7 @@ import json, os, pickle, sys
 from pathlib import Path
 import cloudpickle
 import flashvid_vllm
-from flashvid_vllm import compat
+from flashvid_vllm.serving import compat
 flashvid_vllm.register()
 from vllm.model_executor.models import ModelRegistry, registry
 

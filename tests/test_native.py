@@ -16,7 +16,7 @@ from torch import Tensor
 
 import flashvid_vllm
 from flashvid_vllm import CompressedVideo, FlashVidConfig
-from flashvid_vllm.budget import plan
+from flashvid_vllm.core.budget import plan
 from flashvid_vllm.ops import native, reference
 from tests.cases import DTYPES, GOLDEN, SHAPES, VIDEOS, assert_close, golden, video
 from tests.exactness import assert_clustered, assert_linked, assert_selected

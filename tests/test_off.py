@@ -41,7 +41,7 @@ for plugins in ("", None):
     assert os.wait()[1] == 0
 print("NEXT", flush=True)
 if os.fork() == 0:
-    import flashvid_vllm, flashvid_vllm.compat as compat
+    import flashvid_vllm, flashvid_vllm.serving.compat as compat
     compat.vllm_version = lambda: "0.31.0"
     start = EngineArgs.create_engine_config
     flashvid_vllm.register()
@@ -78,7 +78,7 @@ def test_the_same_bits_as_without_the_plugin(printed: list[str]) -> None:
     assert not without["loaded"]
     assert without["module"] == "vllm.model_executor.models.qwen2_5_vl"
     assert installed["loaded"]
-    assert installed["module"] == "flashvid_vllm.models.qwen2_5_vl"
+    assert installed["module"] == "flashvid_vllm.models.families.qwen2_5_vl"
     assert installed["answers"] == without["answers"]  # token ids and logprobs, exactly
     assert "flashvid" not in said.lower()
 

@@ -15,9 +15,9 @@ import torch
 pytest.importorskip("vllm")
 
 from flashvid_vllm import FlashVidConfig
-from flashvid_vllm.pieces import encode_in_pieces, longest_video
-from flashvid_vllm.processor import MEASURE, pack_settings
-from flashvid_vllm.processor_cache import FIELD, FULL_EMBEDS
+from flashvid_vllm.models.pieces import encode_in_pieces, longest_video
+from flashvid_vllm.models.processor import MEASURE, pack_settings
+from flashvid_vllm.models.processor_cache import FIELD, FULL_EMBEDS
 
 from .engine import Clip, greedy, prompt_of
 from .families import LLAVA_ONEVISION, LLAVA_VIDEO, QWEN2_5_VL, QWEN3_VL, Family

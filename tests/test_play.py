@@ -24,9 +24,11 @@ pytest.importorskip("starlette")
 
 from starlette.testclient import TestClient  # noqa: E402
 
-from flashvid_vllm.tools.play import PlayError, __main__, clips  # noqa: E402
+from flashvid_vllm.tools.endpoint import message_of  # noqa: E402
+from flashvid_vllm.tools.errors import UserError  # noqa: E402
+from flashvid_vllm.tools.play import __main__, clips  # noqa: E402
 from flashvid_vllm.tools.play.app import DRAWN, Options, make_app  # noqa: E402
-from flashvid_vllm.tools.play.upstream import Upstream, message_of, with_version  # noqa: E402
+from flashvid_vllm.tools.play.upstream import Upstream, with_version  # noqa: E402
 
 from .play_servers import FRAMES, TEXT_TOKENS, TOKENS, FakeVllm, fake_vllm, folder_of, running  # noqa: E402
 
@@ -406,7 +408,7 @@ def test_urls() -> None:
     assert with_version("https://h/api/v3") == "https://h/api/v3"
     assert Upstream("http://u:p@h:1", None).shown_url == "http://h:1/v1"
     for wrong in ("localhost:8000", "ftp://h", "http://", "http://h:x"):
-        with pytest.raises(PlayError, match="--base-url must be such as"):
+        with pytest.raises(UserError, match="--base-url must be such as"):
             with_version(wrong)
 
 
@@ -417,7 +419,7 @@ def test_kept_tokens_are_vizs(clip_model: Path, tmp_path: Path) -> None:
     """Faults: other settings or another clip drawn than chosen; a drawn page that may do what the page may."""
     pytest.importorskip("cv2")
 
-    from flashvid_vllm.viz.__main__ import main
+    from flashvid_vllm.tools.viz.__main__ import main
 
     with client(tower=str(clip_model), clip=True, frames=4) as play:
         body = {name: value for name, value in request_of(play).items() if name in ("clip", "settings")}

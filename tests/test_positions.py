@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashvid_vllm.positions import (
+from flashvid_vllm.models.positions import (
     CHANNELS,
     LIMIT,
     Span,

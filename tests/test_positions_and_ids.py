@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("vllm")
 
-from flashvid_vllm.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
-from flashvid_vllm.models.qwen3_5 import Qwen3_5ForConditionalGeneration
-from flashvid_vllm.models.qwen3_vl import Qwen3VLForConditionalGeneration
-from flashvid_vllm.positions import append_positions
+from flashvid_vllm.models.families.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+from flashvid_vllm.models.families.qwen3_5 import Qwen3_5ForConditionalGeneration
+from flashvid_vllm.models.families.qwen3_vl import Qwen3VLForConditionalGeneration
+from flashvid_vllm.models.positions import append_positions
 
 IMAGE, VIDEO, START, END = range(90, 94)
 SPECIAL = (IMAGE, VIDEO, START, END)

@@ -13,9 +13,9 @@ import torch
 pytest.importorskip("vllm")
 
 from flashvid_vllm import engine_args
-from flashvid_vllm.processor import unpack_settings
-from flashvid_vllm.processor_cache import FIELD
-from flashvid_vllm.settings import KEY, MAX_VIDEO_TOKENS
+from flashvid_vllm.core.settings import KEY, MAX_VIDEO_TOKENS
+from flashvid_vllm.models.processor import unpack_settings
+from flashvid_vllm.models.processor_cache import FIELD
 
 from .engine import VIDEO, Clip, greedy, prompt_of, tokens_and_logprobs
 from .families import LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, Family

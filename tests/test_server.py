@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.clips import clip
 from benchmarks.server import VllmServer, video_url
 from flashvid_vllm import FlashVidConfig
-from flashvid_vllm.budget import plan
+from flashvid_vllm.core.budget import plan
 
 from .test_settings import BAD_REQUESTS
 

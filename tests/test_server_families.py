@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.clips import clip
 from benchmarks.server import VllmServer
 from flashvid_vllm import FlashVidConfig
-from flashvid_vllm.budget import plan
+from flashvid_vllm.core.budget import plan
 
 from .families import LLAVA_ONEVISION, LLAVA_VIDEO, QWEN3_VL, Family
 from .test_server import SERVE, ask, metrics_of

@@ -20,7 +20,7 @@ from benchmarks.record import Cells
 from benchmarks.server import ServerError, VllmServer
 from benchmarks.tiny_model import make_tiny_model
 from flashvid_vllm import FlashVidConfig
-from flashvid_vllm.budget import plan
+from flashvid_vllm.core.budget import plan
 
 # --- the command line
 

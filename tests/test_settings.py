@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from flashvid_vllm import settings
-from flashvid_vllm.config import FlashVidConfig
-from flashvid_vllm.settings import check_request, check_server, describe, request_part, resolve
+from flashvid_vllm.core import settings
+from flashvid_vllm.core.config import FlashVidConfig
+from flashvid_vllm.core.settings import check_request, check_server, describe, request_part, resolve
 
 PRESET = {"min_segments": 4, "selection": "attention_diversity"}
 

@@ -119,7 +119,7 @@ def test_positions_of_a_model_with_mrope(sharp_model: Path) -> None:
 
 
 def test_original_positions_need_a_rope_that_vllm_has_with_mrope() -> None:
-    from flashvid_vllm.rope import set_positions
+    from flashvid_vllm.models.rope import set_positions
 
     text = SimpleNamespace(
         rope_parameters={"rope_type": "linear", "factor": 2.0}, hidden_size=64, num_attention_heads=2

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from flashvid_vllm.tools.errors import UserError
 from flashvid_vllm.tools.serving import serving
-from flashvid_vllm.viz import UserError
 
 FAKE = """#!{python}
 import http.server, subprocess, sys, time

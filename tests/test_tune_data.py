@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from flashvid_vllm.tune.collect import spread
-from flashvid_vllm.tune.data import QUESTIONS, load
-from flashvid_vllm.viz import UserError
+from flashvid_vllm.tools.errors import UserError
+from flashvid_vllm.tools.tune.collect import spread
+from flashvid_vllm.tools.tune.data import QUESTIONS, load
 
 
 def write(folder: Path, *entries: dict[str, Any]) -> Path:

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("httpx")
 
-from flashvid_vllm.tune.__main__ import main
+from flashvid_vllm.tools.tune.__main__ import main
 
 from .fake_openai import CLOSED, NO_ENABLED, TRUSTING, WITHOUT, FakeServer
 
@@ -129,7 +129,7 @@ def test_a_server_that_ends_is_not_asked_on(tune: Any, server: FakeServer, tmp_p
 
 
 def test_ctrl_c_says_how_to_go_on(tune: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from flashvid_vllm.tune.collect import Collector
+    from flashvid_vllm.tools.tune.collect import Collector
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

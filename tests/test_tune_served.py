@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("httpx")
 
-from flashvid_vllm.tune.__main__ import main
+from flashvid_vllm.tools.tune.__main__ import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.longer("starts a server")]
 

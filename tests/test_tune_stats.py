@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from flashvid_vllm.tune import stats
-from flashvid_vllm.tune.advice import FOUND, NONE, TOO_FEW, advise
-from flashvid_vllm.tune.grid import Setting, settings
-from flashvid_vllm.tune.stats import Estimate
-from flashvid_vllm.tune.summary import AGREEMENT, LIKELIHOOD, Row
-from flashvid_vllm.viz import UserError
+from flashvid_vllm.tools.errors import UserError
+from flashvid_vllm.tools.tune import stats
+from flashvid_vllm.tools.tune.advice import FOUND, NONE, TOO_FEW, advise
+from flashvid_vllm.tools.tune.grid import Setting, settings
+from flashvid_vllm.tools.tune.stats import Estimate
+from flashvid_vllm.tools.tune.summary import AGREEMENT, LIKELIHOOD, Row
 
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (1, 0), (3, 1), (2, 5), (4, 4), (0, 8)])
@@ -163,7 +163,7 @@ def test_settings_become_options_of_a_server() -> None:
     """What is advised is what was asked, and a server would take it."""
     import argparse
 
-    from flashvid_vllm.cli import add_options
+    from flashvid_vllm.serving.cli import add_options
 
     (setting,) = settings([], [64], ["adts"], {"min_segments": 1}, "original")
     assert setting.name == "B = 64, adts, min_segments 1, positions original"

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("vllm")
 
 from flashvid_vllm import engine_args
-from flashvid_vllm.settings import KEY
+from flashvid_vllm.core.settings import KEY
 
 from .engine import greedy, tokens_and_logprobs
 from .families import LLAVA_ONEVISION, LLAVA_VIDEO, QWEN2_5_VL, QWEN3_VL, Family

@@ -22,12 +22,13 @@ from flashvid_vllm.models import QWEN_PRESET
 cv2 = pytest.importorskip("cv2")
 transformers = pytest.importorskip("transformers")
 
-from flashvid_vllm.viz import UserError, features, need  # noqa: E402
-from flashvid_vllm.viz.__main__ import main  # noqa: E402
-from flashvid_vllm.viz.page import page_data  # noqa: E402
-from flashvid_vllm.viz.scene import Scene, make_scene  # noqa: E402
-from flashvid_vllm.viz.sheet import sheet_size, write_sheet  # noqa: E402
-from flashvid_vllm.viz.video import Frames, read_frames  # noqa: E402
+from flashvid_vllm.tools.errors import UserError  # noqa: E402
+from flashvid_vllm.tools.viz import features, need  # noqa: E402
+from flashvid_vllm.tools.viz.__main__ import main  # noqa: E402
+from flashvid_vllm.tools.viz.page import page_data  # noqa: E402
+from flashvid_vllm.tools.viz.scene import Scene, make_scene  # noqa: E402
+from flashvid_vllm.tools.viz.sheet import sheet_size, write_sheet  # noqa: E402
+from flashvid_vllm.tools.viz.video import Frames, read_frames  # noqa: E402
 
 FRAMES, HEIGHT, WIDTH = 9, 112, 168
 
@@ -385,7 +386,7 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch: pytest.Mon
 
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:
     code = (
-        "import sys, flashvid_vllm, flashvid_vllm.viz.__main__\n"
+        "import sys, flashvid_vllm, flashvid_vllm.tools.viz.__main__\n"
         "print([m for m in ('cv2', 'transformers', 'matplotlib', 'PIL', 'vllm') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

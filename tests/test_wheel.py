@@ -52,7 +52,7 @@ print(json.dumps({
     "file": flashvid_vllm.__file__,
     "env": flashvid_vllm.env_info(),
     "openmp": sorted({line.split()[-1] for line in maps if "omp" in line.rpartition("/")[2]}),
-    "page": all(importlib.resources.files("flashvid_vllm.viz").joinpath(f"page.{end}").is_file()
+    "page": all(importlib.resources.files("flashvid_vllm.tools.viz").joinpath(f"page.{end}").is_file()
                 for end in ("html", "css", "js")),
     "isas": native.isas(),
 }))

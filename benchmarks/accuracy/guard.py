@@ -37,7 +37,7 @@ def settings_of(ratio: float | None, method: str) -> dict[str, Any]:
 
 
 def kept_of(tokens: int, ratio: float) -> int:
-    """Tokens that a video of `tokens` keeps at `ratio`: flashvid_vllm.budget.plan, for one video."""
+    """Tokens that a video of `tokens` keeps at `ratio`: flashvid_vllm.core.budget.plan, for one video."""
     return max(1, math.floor(Fraction(repr(ratio)) * tokens))
 
 

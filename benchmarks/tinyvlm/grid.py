@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flashvid_vllm import FlashVidConfig, compress
-from flashvid_vllm.config import ABLATIONS
-from flashvid_vllm.methods import PEERS
+from flashvid_vllm.core.config import ABLATIONS
+from flashvid_vllm.core.methods import PEERS
 
 from . import data
 from .answers import Encoded, kept

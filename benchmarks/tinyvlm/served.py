@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from flashvid_vllm import FlashVidConfig
-from flashvid_vllm.settings import CONSECUTIVE, ORIGINAL
+from flashvid_vllm.core.settings import CONSECUTIVE, ORIGINAL
 
 from ..clips import ROOT
 from ..record import Cell, Cells, fingerprint_of, plugin_sources, write_json

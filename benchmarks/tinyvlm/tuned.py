@@ -8,8 +8,8 @@ from typing import Any
 
 import cv2
 
-from flashvid_vllm.settings import CONSECUTIVE, ORIGINAL
-from flashvid_vllm.tune.__main__ import main as tune
+from flashvid_vllm.core.settings import CONSECUTIVE, ORIGINAL
+from flashvid_vllm.tools.tune.__main__ import main as tune
 
 from ..clips import ROOT
 from ..record import fingerprint as fingerprint_of_files
@@ -27,7 +27,7 @@ RATIOS = (0.25, 0.10)
 SERVER = ("--dtype", "float32", "--max-model-len", "4096", "--enforce-eager")
 
 
-TOOLS = ("tune", "tools", "viz")  # folders of the plugin that no answer depends on
+TOOLS = ("tools",)  # folders of the plugin that no answer depends on
 
 
 def fingerprint(weights: Path) -> str:

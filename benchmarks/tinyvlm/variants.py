@@ -20,8 +20,8 @@ from torch.nn.functional import cosine_similarity
 
 import flashvid_vllm.ops as ops
 from flashvid_vllm import FlashVidConfig
-from flashvid_vllm.budget import plan
-from flashvid_vllm.compress import (
+from flashvid_vllm.core.budget import plan
+from flashvid_vllm.core.compress import (
     _cluster_frames,
     _cluster_shares,
     _frame_shares,

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The supported model families: architecture -> where its wiring lies, and its preset.
+"""What touches the model, from the processor to the positions; and the supported families: architecture -> where its
+wiring lies in ``families``, and its preset.
 
-Kept free of vLLM imports: it is read in every process, before vLLM's model code is.
+Kept free of vLLM imports: this file is read in every process, before vLLM's model code is.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ class Family:
     """What serves one vLLM architecture.
 
     Args:
-        module: the file here with the class that replaces vLLM's own under the same name.
+        module: the file in ``families`` with the class that replaces vLLM's own under the same name.
         examples: checkpoints that have it, for messages.
         preset: the paper's settings for it where they differ from FlashVidConfig's defaults.
         consecutive: whether its positions are 1-D and count what is left, unless the server says otherwise.

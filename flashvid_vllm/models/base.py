@@ -13,14 +13,14 @@ from vllm.multimodal.utils import group_and_batch_mm_kwargs
 from vllm.platforms import current_platform
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
-from .. import metrics, ops, pieces
-from ..budget import plan
-from ..compress import CompressedVideo, compress
-from ..config import FlashVidConfig
-from ..processor import MEASURE, pack_settings, unpack_settings
-from ..processor_cache import FIELD, FULL_EMBEDS
-from ..settings import BACKEND, ENABLED, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, resolve
-from . import FAMILIES
+from .. import ops
+from ..core.budget import plan
+from ..core.compress import CompressedVideo, compress
+from ..core.config import FlashVidConfig
+from ..core.settings import BACKEND, ENABLED, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, resolve
+from . import FAMILIES, counting, pieces
+from .processor import MEASURE, pack_settings, unpack_settings
+from .processor_cache import FIELD, FULL_EMBEDS
 
 
 class FlashVidModel:
@@ -107,7 +107,7 @@ class FlashVidModel:
         return video
 
 
-def _metrics(vllm_config: VllmConfig, server: Mapping[str, Any]) -> metrics.Metrics | None:
+def _metrics(vllm_config: VllmConfig, server: Mapping[str, Any]) -> counting.Counter | None:
     """The metrics of this worker, if it is the first of those that share its videos."""
     if get_tensor_model_parallel_rank() != 0:
         return None
@@ -116,4 +116,4 @@ def _metrics(vllm_config: VllmConfig, server: Mapping[str, Any]) -> metrics.Metr
     backend = ops.choose_backend(config.backend, vllm_config.device_config.device)
     shown = {name: getattr(config, name) for name in ("method", "retention_ratio", "token_budget")}
     on = {ENABLED: server.get(ENABLED, True), REQUEST_OVERRIDES: server.get(REQUEST_OVERRIDES, True)}
-    return metrics.of_worker({**shown, BACKEND: backend, **on})
+    return counting.make_counter({**shown, BACKEND: backend, **on})

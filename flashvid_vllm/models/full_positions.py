@@ -9,8 +9,8 @@ from torch import Tensor
 from vllm.multimodal.inputs import PlaceholderRange
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
-from ..positions import Span, compress_positions, delta_of, fill_positions
 from .base import FlashVidModel
+from .positions import Span, compress_positions, delta_of, fill_positions
 
 
 class FullPositionsModel(FlashVidModel):

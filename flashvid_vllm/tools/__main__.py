@@ -7,8 +7,8 @@ import sys
 # name -> module with `main(argv: list[str]) -> int`, what it does; imported only when it is asked for
 COMMANDS = {
     "env": ("flashvid_vllm.tools.env", "versions, device and backend, for a bug report"),
-    "tune": ("flashvid_vllm.tune.__main__", "which ratio your videos allow, against a server"),
-    "viz": ("flashvid_vllm.viz.__main__", "draw what compression keeps of a video"),
+    "tune": ("flashvid_vllm.tools.tune.__main__", "which ratio your videos allow, against a server"),
+    "viz": ("flashvid_vllm.tools.viz.__main__", "draw what compression keeps of a video"),
     "play": ("flashvid_vllm.tools.play.__main__", "a page in the browser: plain and compressed answers side by side"),
 }
 EXAMPLES = (

@@ -4,7 +4,7 @@
 import argparse
 from typing import NoReturn
 
-from ..cli import number
+from ..serving.cli import number
 
 
 class Parser(argparse.ArgumentParser):

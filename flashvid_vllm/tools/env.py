@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from .. import cpu
-from ..compat import VLLM_BELOW, VLLM_MIN, unsupported_vllm, vllm_version
 from ..models import FAMILIES
 from ..ops import choose_backend, missing_for
 from ..ops.env import env_info, installed_version
+from ..serving import cpu
+from ..serving.compat import VLLM_BELOW, VLLM_MIN, unsupported_vllm, vllm_version
 from .command import Parser
 
 HELP = """

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..viz import UserError
+from .errors import UserError
 
 START_SECONDS = 1800  # a model may have to be downloaded
 PATIENCE = 20  # seconds between SIGTERM and SIGKILL

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "DPC_NEIGHBOURS",
     "FLOATS",
     "check_tensor",
     "choose_backend",
@@ -49,6 +50,7 @@ def _installed(package: str) -> bool:
 _HAS_TRITON = _installed("triton")  # looked up, not imported
 _used: list[str] = []  # backends that have run, the last one last
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # features, weights, attention
+DPC_NEIGHBOURS = 7  # that make the density of DPC-kNN, in every backend (ALGORITHM, Sec. 4, k)
 _INDEX = (torch.int64,)
 _MASK = (torch.bool,)
 

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import flashvid_vllm.ops as ops
-from flashvid_vllm.config import DPC_NEIGHBOURS
+from . import DPC_NEIGHBOURS, check_tensor
 
 _native: Any = None
 MISSING = ""
@@ -76,7 +75,7 @@ def segment_frames(frames: Tensor, threshold: float, min_segments: int) -> Tenso
 def event_relevance(features: Tensor, segment_id: Tensor) -> Tensor:
     """Sec. 2, E."""
     t, n, _ = _sizes("features", features, "T N D")
-    ops.check_tensor("segment_id", segment_id, "T", (torch.int64,), {"T": t}, features)
+    check_tensor("segment_id", segment_id, "T", (torch.int64,), {"T": t}, features)
     relevance = _like(features, t, n, dtype=torch.float32)
     rows, ids = _rows(features), segment_id.contiguous()
     _loaded().event_relevance(*_video(rows), ids.data_ptr(), relevance.data_ptr(), torch.get_num_threads())
@@ -99,8 +98,8 @@ def match_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Sec. 3 (TSTM; "position" is TTM): products and the masked argmax of their rows, frame by frame."""
     t, n, _ = _sizes("features", features, "T N D")
-    ops.check_tensor("candidate", candidate, "T N", (torch.bool,), {"T": t, "N": n}, features)
-    ops.check_tensor("segment_id", segment_id, "T", (torch.int64,), {"T": t}, features)
+    check_tensor("candidate", candidate, "T N", (torch.bool,), {"T": t, "N": n}, features)
+    check_tensor("segment_id", segment_id, "T", (torch.int64,), {"T": t}, features)
     similarity, parent = _like(features, t, n, dtype=torch.float32), _like(features, t, n)
     rows, mask, ids = _rows(features), candidate.contiguous(), segment_id.contiguous()
     _loaded().match_tokens(
@@ -118,7 +117,7 @@ def match_tokens(
 
 def tree_roots(parent: Tensor) -> Tensor:
     """Sec. 3, on a CPU or a CUDA device, which is not waited for to check what ``parent`` holds."""
-    sizes = ops.check_tensor("parent", parent, "T N", (torch.int64,))
+    sizes = check_tensor("parent", parent, "T N", (torch.int64,))
     t, n = sizes["T"], sizes["N"]
     on_cuda = _on_cuda("tree_roots", "parent", parent)
     root, links = _like(parent, t, n), parent.contiguous()
@@ -132,9 +131,9 @@ def tree_roots(parent: Tensor) -> Tensor:
 
 def pool_trees(features: Tensor, root: Tensor, member: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sec. 3, on a CPU or a CUDA device: the members of a tree are counted into place, and summed in order."""
-    sizes = ops.check_tensor("features", features, "T N D", tuple(DTYPE_CODES))
-    ops.check_tensor("root", root, "T N", (torch.int64,), sizes, features)
-    ops.check_tensor("member", member, "T N", (torch.bool,), sizes, features)
+    sizes = check_tensor("features", features, "T N D", tuple(DTYPE_CODES))
+    check_tensor("root", root, "T N", (torch.int64,), sizes, features)
+    check_tensor("member", member, "T N", (torch.bool,), sizes, features)
     on_cuda, rows = _on_cuda("pool_trees", "features", features), _rows(features)
     if on_cuda:
         return _pool_trees_cuda(rows, root, member)
@@ -172,7 +171,7 @@ def cluster_tokens(x: Tensor, num_clusters: int, k: int) -> tuple[Tensor, Tensor
 def received_attention(query: Tensor, key: Tensor) -> Tensor:
     """Section "Received attention", per frame and head in blocks of queries; only d need be contiguous."""
     t, h, n, d = _sizes("query", query, "T H N d")
-    ops.check_tensor("key", key, "T H N d", (query.dtype,), {"T": t, "H": h, "N": n, "d": d}, query)
+    check_tensor("key", key, "T H N d", (query.dtype,), {"T": t, "H": h, "N": n, "d": d}, query)
     received = _like(query, t, n, dtype=torch.float32)
     query, key = (x.detach() if x.stride(-1) == 1 else _rows(x) for x in (query, key))
     _loaded().received_attention(
@@ -276,7 +275,7 @@ def _loaded() -> Any:
 
 
 def _sizes(name: str, tensor: Tensor, axes: str) -> tuple[int, ...]:
-    sizes = ops.check_tensor(name, tensor, axes, tuple(DTYPE_CODES))
+    sizes = check_tensor(name, tensor, axes, tuple(DTYPE_CODES))
     _on_cpu(name, tensor)
     return tuple(sizes.values())
 
@@ -306,7 +305,7 @@ def _weights(name: str, weight: Tensor | None, features: Tensor) -> Tensor | Non
     if weight is None:
         return None
     sizes = {"T": features.shape[0], "N": features.shape[1]}
-    ops.check_tensor(name, weight, "T N", tuple(DTYPE_CODES), sizes, features)
+    check_tensor(name, weight, "T N", tuple(DTYPE_CODES), sizes, features)
     return _rows(weight.float())
 
 

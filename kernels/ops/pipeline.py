@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flashvid_vllm.config import DPC_NEIGHBOURS
-
-from . import cluster, forest, gram, guarantee, match, segment, select, tokens
+from . import DPC_NEIGHBOURS, cluster, forest, gram, guarantee, match, segment, select, tokens
 from .launch import cdiv
 
 WORKSPACE_BYTES = 2**30  # beyond the features

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashvid_vllm import CompressedVideo, FlashVidConfig, compress, ops
-from flashvid_vllm.budget import plan
+from flashvid_vllm.core.budget import plan
 from flashvid_vllm.ops import pipeline, triton_backend
 from flashvid_vllm.ops.launch import record
 from tests.cases import DTYPES, golden, video

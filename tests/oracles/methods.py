@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flashvid_vllm.methods import common, prunevid  # two pieces with tests of their own: spread, segments
+from flashvid_vllm.core.methods import common, prunevid  # two pieces with tests of their own: spread, segments
 
 
 def cosine(u: np.ndarray, v: np.ndarray) -> float:

@@ -7,11 +7,3 @@ with viz's code. Nothing heavy is imported before it is used.
 """
 
 PACKAGES = {"httpx": "httpx", "starlette": "starlette", "uvicorn": "uvicorn"}  # module -> what to install
-
-
-class PlayError(Exception):
-    """What the user can put right: an HTTP status and one message that says how."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status

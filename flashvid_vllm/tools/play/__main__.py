@@ -11,10 +11,11 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
-from ...cli import number
+from ...serving.cli import number
 from ..command import Parser
 from ..endpoint import is_loopback
-from . import PACKAGES, PlayError
+from ..errors import UserError
+from . import PACKAGES
 
 PORT = 8741
 HELP = """
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         listener = _listen(options.host, options.port)
         with listener:
             _serve(options, listener)
-    except PlayError as error:
+    except UserError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         return 130
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace, listener: socket.socket) -> None:
-    """Run the server on ``listener``. Raises PlayError."""
+    """Run the server on ``listener``. Raises UserError."""
     import uvicorn
 
     from .app import Options, make_app
@@ -114,13 +115,13 @@ def address(host: str, port: int) -> str:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises PlayError if the address is not to be had."""
+    """A socket that listens. Raises UserError if the address is not to be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except OSError as error:
         hint = "; --port 0 takes one that is free" if port else ""
-        raise PlayError(400, f"cannot listen at {host}:{port}: {error.strerror or error}{hint}") from None
+        raise UserError(f"cannot listen at {host}:{port}: {error.strerror or error}{hint}") from None
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -20,9 +20,9 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from ...config import DEFAULT_RETENTION_RATIO, Method
+from ...core.config import DEFAULT_RETENTION_RATIO, Method
 from ..endpoint import data_url
-from . import PlayError
+from ..errors import UserError
 from .clips import MIB, Shelf, find_samples
 from .guard import KEPT_POLICY, Guard
 from .kept import Drawer
@@ -102,7 +102,7 @@ class Play:
         error, models = None, []
         try:
             models = await self.upstream.models()
-        except PlayError as trouble:
+        except UserError as trouble:
             error = str(trouble)
         return JSONResponse(
             {
@@ -146,9 +146,9 @@ class Play:
         settings, most = field(body, "settings", dict), field(body, "max_tokens", int)
         identity = f"{clip.id}-{field(body, 'session', str)}"
         if not question.strip():
-            raise PlayError(400, "type a question first")
+            raise UserError("type a question first")
         if not 1 <= most <= MOST_TOKENS:
-            raise PlayError(400, f"the longest answer must be from 1 to {MOST_TOKENS} tokens, got {most}")
+            raise UserError(f"the longest answer must be from 1 to {MOST_TOKENS} tokens, got {most}")
         video = await run_in_threadpool(lambda: data_url(clip.type, clip.path.read_bytes()))
 
         async def lines() -> AsyncIterator[str]:
@@ -157,7 +157,7 @@ class Play:
                 async with aclosing(events):
                     async for event in events:
                         yield json.dumps(event) + "\n"
-            except PlayError as error:
+            except UserError as error:
                 yield json.dumps({"error": str(error), "status": error.status}) + "\n"
 
         return Lines(lines())
@@ -165,7 +165,7 @@ class Play:
     async def draw(self, request: Request) -> Response:
         """Draw kept tokens."""
         if self.drawer is None:
-            raise PlayError(400, "start flashvid play with --model DIR or --clip DIR to draw kept tokens")
+            raise UserError("start flashvid play with --model DIR or --clip DIR to draw kept tokens")
         body = await body_of(request)
         clip, settings = self.shelf.get(field(body, "clip", str)), field(body, "settings", dict)
         return JSONResponse(await run_in_threadpool(self.drawer.draw, clip, settings))
@@ -174,12 +174,12 @@ class Play:
         """What was drawn: viz's page, in a sandbox."""
         text = self.drawer and self.drawer.pages.get(request.path_params["id"])
         if not text:
-            raise PlayError(404, "this picture is no longer held: draw it again")
+            raise UserError("this picture is no longer held: draw it again", 404)
         return Response(text, media_type="text/html", headers={"content-security-policy": KEPT_POLICY})
 
 
 def make_app(options: Options) -> Starlette:
-    """The application. Raises PlayError for options that cannot work."""
+    """The application. Raises UserError for options that cannot work."""
     play = Play(options)
     routes = [
         *(Route(path, play.page) for path in ("/", "/page.css", "/page.js")),
@@ -194,7 +194,7 @@ def make_app(options: Options) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[Middleware(Guard, host=options.host, names=options.names)],
-        exception_handlers={PlayError: _refuse, HTTPException: _refuse, ClientDisconnect: _refuse},
+        exception_handlers={UserError: _refuse, HTTPException: _refuse, ClientDisconnect: _refuse},
         lifespan=play.lifespan,
     )
 
@@ -204,33 +204,33 @@ async def _refuse(_: Request, error: Exception) -> Response:
         return JSONResponse({"error": error.detail}, status_code=error.status_code)
     if isinstance(error, ClientDisconnect):  # nobody is there to read it
         return Response(status_code=400)
-    assert isinstance(error, PlayError)
+    assert isinstance(error, UserError)
     status = error.status if 400 <= error.status < 600 else 502
     return JSONResponse({"error": str(error)}, status_code=status)
 
 
 async def body_of(request: Request) -> Mapping[str, Any]:
-    """A request's JSON object. Raises PlayError."""
+    """A request's JSON object. Raises UserError."""
     # a form of another site cannot send this type without being asked about first
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise PlayError(415, "the content type must be application/json")
+        raise UserError("the content type must be application/json", 415)
     text = b""
     async for chunk in request.stream():
         text += chunk
         if len(text) > MOST_BODY:
-            raise PlayError(413, f"the question is longer than {MOST_BODY // 1024} KiB: shorten it")
+            raise UserError(f"the question is longer than {MOST_BODY // 1024} KiB: shorten it", 413)
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):  # which nesting without end leads to
         body = None
     if not isinstance(body, dict):
-        raise PlayError(400, "the body must be a JSON object")
+        raise UserError("the body must be a JSON object")
     return body
 
 
 def field(body: Mapping[str, Any], name: str, kind: type) -> Any:
-    """``body[name]``, of the type ``kind``. Raises PlayError."""
+    """``body[name]``, of the type ``kind``. Raises UserError."""
     value = body.get(name)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise PlayError(400, f"{name} must be of type {kind.__name__}, got {value!r}")
+        raise UserError(f"{name} must be of type {kind.__name__}, got {value!r}")
     return value

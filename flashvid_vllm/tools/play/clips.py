@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import PlayError
+from ..errors import UserError
 
 MIB = 2**20
 HELD = 4  # uploaded clips; the oldest goes when another comes
@@ -68,12 +68,12 @@ class Shelf:
         return [clip.describe() for clip in self.samples.values() if clip.path.is_file()]
 
     def get(self, id: str) -> Clip:
-        """The clip ``id``. Raises PlayError if it is not held any more, or too large."""
+        """The clip ``id``. Raises UserError if it is not held any more, or too large."""
         clip = self.samples.get(id) or self.uploads.get(id)
         if clip is None or not clip.path.is_file():
-            raise PlayError(404, f"this clip is no longer here (the last {HELD} are held): choose it again")
+            raise UserError(f"this clip is no longer here (the last {HELD} are held): choose it again", 404)
         if clip.path.stat().st_size > self.most_bytes:
-            raise PlayError(413, f"{clip.name} has {self.too_large(clip.path.stat().st_size)}")
+            raise UserError(f"{clip.name} has {self.too_large(clip.path.stat().st_size)}", 413)
         return clip
 
     def too_large(self, size: int) -> str:
@@ -84,12 +84,12 @@ class Shelf:
         )
 
     async def add(self, name: str, length: int | None, chunks: AsyncIterator[bytes]) -> Clip:
-        """Keep an upload of ``length`` bytes, if that was told. Raises PlayError for what is not taken."""
+        """Keep an upload of ``length`` bytes, if that was told. Raises UserError for what is not taken."""
         suffix = Path(name).suffix.lower()
         if suffix not in TYPES:
-            raise PlayError(415, f"{name[:LONGEST_NAME]!r} is not taken for a video: its name must end in {known()}")
+            raise UserError(f"{name[:LONGEST_NAME]!r} is not taken for a video: its name must end in {known()}", 415)
         if length is not None and length > self.most_bytes:
-            raise PlayError(413, f"{name[:LONGEST_NAME]} has {self.too_large(length)}")
+            raise UserError(f"{name[:LONGEST_NAME]} has {self.too_large(length)}", 413)
         id = secrets.token_hex(8)
         path = self.folder / f"{id}{suffix}"
         async with self._one_at_a_time:
@@ -109,10 +109,10 @@ class Shelf:
             async for chunk in chunks:
                 size += len(chunk)
                 if size > self.most_bytes:
-                    raise PlayError(413, f"{name[:LONGEST_NAME]} has more than {self.too_large(self.most_bytes)}")
+                    raise UserError(f"{name[:LONGEST_NAME]} has more than {self.too_large(self.most_bytes)}", 413)
                 file.write(chunk)
         if not size:
-            raise PlayError(400, f"{name[:LONGEST_NAME]} is empty")
+            raise UserError(f"{name[:LONGEST_NAME]} is empty")
 
 
 def name_of(path: Path) -> str:
@@ -121,12 +121,12 @@ def name_of(path: Path) -> str:
 
 
 def find_samples(folder: Path) -> list[Path]:
-    """The videos in ``folder`` by name, the first MOST_SAMPLES. Raises PlayError if there are none."""
+    """The videos in ``folder`` by name, the first MOST_SAMPLES. Raises UserError if there are none."""
     if not folder.is_dir():
-        raise PlayError(400, f"--samples {folder}: no such folder")
+        raise UserError(f"--samples {folder}: no such folder")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in TYPES and path.is_file())
     if not found:
-        raise PlayError(400, f"--samples {folder}: no file there ends in {known()}")
+        raise UserError(f"--samples {folder}: no file there ends in {known()}")
     return found[:MOST_SAMPLES]
 
 

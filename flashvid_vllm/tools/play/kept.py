@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...settings import check_server, resolve
-from ...viz import UserError
-from . import PlayError
+from ...core.settings import check_server, resolve
+from ..errors import UserError
 from .clips import Clip
 
 PAGES = 4  # drawn pages that are held
@@ -38,25 +37,27 @@ class Drawer:
             {"id": of the page, "kept", "total": tokens}.
 
         Raises:
-            PlayError: a bad setting, a tower that cannot be loaded, or a clip that OpenCV cannot read.
+            UserError: a bad setting, a tower that cannot be loaded, or a clip that OpenCV cannot read.
         """
         import torch
 
-        from ...viz.page import page
-        from ...viz.scene import make_scene
+        from ..viz.page import page
+        from ..viz.scene import make_scene
 
         with self._one_at_a_time:
             try:
                 checked = check_server(settings)
                 frames, encoded = self._encode(clip)
                 config = resolve(checked, None, encoded.preset)
-                if config is None:
-                    raise PlayError(400, "the plain model keeps every token: nothing to draw")
-                with torch.inference_mode():
-                    scene = make_scene(clip.name, Path(self.tower).name, frames, encoded, config)
-                    text = page(scene)
+                scene = text = None
+                if config is not None:
+                    with torch.inference_mode():
+                        scene = make_scene(clip.name, Path(self.tower).name, frames, encoded, config)
+                        text = page(scene)
             except (UserError, ValueError) as error:
-                raise PlayError(400, f"Cannot draw: {error}") from None
+                raise UserError(f"Cannot draw: {error}") from None
+            if scene is None:
+                raise UserError("the plain model keeps every token: nothing to draw")
             id = secrets.token_hex(8)
             _hold(self.pages, id, text, PAGES)
         return {"id": id, "kept": len(scene.video.size), "total": scene.video.assignment.numel()}
@@ -65,8 +66,8 @@ class Drawer:
         """Frames and features of ``clip``."""
         import torch
 
-        from ...viz.features import encode_with_clip, encode_with_model
-        from ...viz.video import read_frames
+        from ..viz.features import encode_with_clip, encode_with_model
+        from ..viz.video import read_frames
 
         if clip.id not in self._encoded:
             frames = read_frames(clip.path, self.frames)

@@ -11,12 +11,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
-from ..endpoint import is_loopback
-from . import PlayError
-from .guard import hostname
+from ..endpoint import host_of, is_loopback, message_of
+from ..errors import UserError
 
 Event = dict[str, Any]
-MOST_ERROR = 2000  # characters of a refusal that are shown
 CLOSED = "takes no 'flashvid' settings from requests"  # settings.check_request
 UNTRUSTED = "--trust-request-mm-kwargs"  # vLLM's own refusal of every setting
 NO_PLUGIN = "The server runs without the plugin: vllm serve MODEL --plugin flashvid."
@@ -35,7 +33,7 @@ class Upstream:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         # an answer may be long in coming: how long to wait is the user's to say, who has a button to stop it
         timeout = httpx.Timeout(None, connect=10)
-        proxy = not is_loopback(hostname(self.url))
+        proxy = not is_loopback(host_of(self.url) or "")
         self.http = httpx.AsyncClient(headers=headers, timeout=timeout, trust_env=proxy)
 
     @property
@@ -45,7 +43,7 @@ class Upstream:
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     async def models(self) -> list[str]:
-        """The names that it serves. Raises PlayError if it does not answer as an OpenAI server."""
+        """The names that it serves. Raises UserError if it does not answer as an OpenAI server."""
         try:
             response = await self.http.get(f"{self.url}/models", timeout=10)
         except httpx.HTTPError as error:
@@ -57,11 +55,11 @@ class Upstream:
         except (ValueError, KeyError, TypeError):
             names = []
         if not names:
-            raise PlayError(502, f"{self.shown_url} answers, but not as an OpenAI server does: is the URL right?")
+            raise UserError(f"{self.shown_url} answers, but not as an OpenAI server does: is the URL right?", 502)
         return names
 
     async def check(self, model: str) -> None:
-        """Ask for one token with a setting of ours. Raises PlayError if settings are not taken."""
+        """Ask for one token with a setting of ours. Raises UserError if settings are not taken."""
         body = {
             "model": model,
             "messages": [{"role": "user", "content": "Hello"}],
@@ -89,7 +87,7 @@ class Upstream:
             does not tell), "completion_tokens", "total_s", "tokens_per_s" (after the first one, None for one alone)}.
 
         Raises:
-            PlayError: it does not answer, refuses, or breaks off.
+            UserError: it does not answer, refuses, or breaks off.
         """
         known_as = f"{identity}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]}"
         content = [
@@ -126,20 +124,20 @@ class Upstream:
                         if text := delta.get("content"):
                             yield {"text": str(text)}
         except (AttributeError, KeyError, TypeError) as error:
-            raise PlayError(
-                502, f"the server sent what is no chat completion ({type(error).__name__}: {error})"
+            raise UserError(
+                f"the server sent what is no chat completion ({type(error).__name__}: {error})", 502
             ) from None
         except httpx.HTTPError as error:
             if first is None:
                 raise self._unreachable(error) from None
-            raise PlayError(502, f"the answer broke off: {error or type(error).__name__}") from None
+            raise UserError(f"the answer broke off: {error or type(error).__name__}", 502) from None
         if usage is None or first is None or last is None:
-            raise PlayError(502, "the answer broke off: the server sent no token counts")
+            raise UserError("the answer broke off: the server sent no token counts", 502)
         try:
             count, prompt = int(usage["completion_tokens"]), int(usage["prompt_tokens"])
             cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise PlayError(502, f"the server sent no token counts, but {str(usage)[:200]}") from None
+            raise UserError(f"the server sent no token counts, but {str(usage)[:200]}", 502) from None
         yield {
             "prompt_tokens": prompt,
             "cached_tokens": cached,
@@ -161,9 +159,9 @@ class Upstream:
                 try:
                     chunk = json.loads(data)
                 except ValueError:
-                    raise PlayError(502, f"the server sent what is not JSON: {data[:200]}") from None
+                    raise UserError(f"the server sent what is not JSON: {data[:200]}", 502) from None
                 if not isinstance(chunk, dict):
-                    raise PlayError(502, f"the server sent what is no chat completion: {data[:200]}")
+                    raise UserError(f"the server sent what is no chat completion: {data[:200]}", 502)
                 if "error" in chunk:
                     raise self._refused(int(_code(chunk["error"])), data.encode())
                 yield chunk
@@ -171,18 +169,18 @@ class Upstream:
             await response.aclose()
 
     def _request(self, body: Mapping[str, Any]) -> httpx.Request:
-        """A chat completion. Raises PlayError for what JSON cannot carry."""
+        """A chat completion. Raises UserError for what JSON cannot carry."""
         try:
             return self.http.build_request("POST", f"{self.url}/chat/completions", json=body)
         except ValueError as error:  # NaN, half a surrogate pair
-            raise PlayError(400, f"this cannot be sent as JSON: {error}") from None
+            raise UserError(f"this cannot be sent as JSON: {error}") from None
 
-    def _unreachable(self, error: Exception) -> PlayError:
+    def _unreachable(self, error: Exception) -> UserError:
         why = str(error) or type(error).__name__
         said = f"No server answers at {self.shown_url} ({why}). Is vllm serve running there?"
-        return PlayError(502, self._safe(said))
+        return UserError(self._safe(said), 502)
 
-    def _refused(self, status: int, body: bytes) -> PlayError:
+    def _refused(self, status: int, body: bytes) -> UserError:
         """The server's own message, and what to do where that is known."""
         message = message_of(body) or f"HTTP {status} without a message"
         hint = ""
@@ -192,35 +190,18 @@ class Upstream:
             hint = NO_PLUGIN
         elif status in (401, 403):
             hint = "Start flashvid play with --api-key KEY, or OPENAI_API_KEY in its environment."
-        return PlayError(status, self._safe(f"The server refused (HTTP {status}): {message}\n{hint}".strip()))
+        return UserError(self._safe(f"The server refused (HTTP {status}): {message}\n{hint}".strip()), status)
 
     def _safe(self, message: str) -> str:
         return message.replace(self.api_key, "***") if self.api_key else message
 
 
 def with_version(url: str) -> str:
-    """``url`` without a slash at its end; a server alone gets "/v1". Raises PlayError for what is no URL."""
+    """``url`` without a slash at its end; a server alone gets "/v1". Raises UserError for what is no URL."""
     url = url.rstrip("/")
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
-        raise PlayError(400, f"--base-url must be such as http://localhost:8000/v1, got {url!r}")
-    return url if parts.path else f"{url}/v1"
-
-
-def message_of(body: bytes) -> str:
-    """What an error's body says, however it is wrapped."""
-    text = body.decode(errors="replace").strip()
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return text[:MOST_ERROR]
-    while isinstance(found, dict):
-        found = next((found[key] for key in ("error", "message", "detail") if found.get(key)), str(found))
-    return str(found)[:MOST_ERROR]
+    if host_of(url) is None:
+        raise UserError(f"--base-url must be such as http://localhost:8000/v1, got {url!r}")
+    return url if urlsplit(url).path else f"{url}/v1"
 
 
 def _code(error: Any) -> Any:

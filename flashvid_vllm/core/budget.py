@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: MIT
+"""How many tokens a video keeps, before a pixel is encoded (ALGORITHM, Sec. 0): integers only, no torch."""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+from flashvid_vllm.core.config import FlashVidConfig
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What ``plan`` decided for a video of ``num_frames`` x ``tokens_per_frame`` tokens.
+
+    Attributes:
+        num_frames: temporal positions of the video [T].
+        tokens_per_frame: tokens of each before compression [N].
+        tokens: tokens that the video keeps, chosen and merged together [B].
+        selected_per_frame: tokens that ADTS selects in each frame [K].
+    """
+
+    num_frames: int
+    tokens_per_frame: int
+    tokens: int
+    selected_per_frame: int
+
+    @property
+    def total(self) -> int:
+        """Tokens before compression, T*N."""
+        return self.num_frames * self.tokens_per_frame
+
+    @property
+    def selected(self) -> int:
+        """Tokens that ADTS selects in the whole video, K*T."""
+        return self.selected_per_frame * self.num_frames
+
+    @property
+    def merged(self) -> int:
+        """Tokens that TSTM may leave in the whole video, M = B - K*T."""
+        return self.tokens - self.selected
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every token is kept as it is."""
+        return self.tokens == self.total
+
+    def merged_before(self, frame: int) -> int:
+        """The share of ``merged`` that falls to the frames before ``frame``, floor(M*t/T)."""
+        return self.merged * frame // self.num_frames
+
+
+def plan(num_frames: int, tokens_per_frame: int, config: FlashVidConfig) -> Budget:
+    """Plan the budget of one video.
+
+    Args:
+        num_frames: temporal positions [T], >= 1.
+        tokens_per_frame: visual tokens of each, separators not counted [N], >= 1.
+        config: gives R or B, and alpha.
+
+    Raises:
+        ValueError: ``num_frames`` or ``tokens_per_frame`` is below 1.
+    """
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be >= 1, got {num_frames!r}")
+    if tokens_per_frame < 1:
+        raise ValueError(f"tokens_per_frame must be >= 1, got {tokens_per_frame!r}")
+    total = num_frames * tokens_per_frame
+    if config.token_budget is not None:
+        tokens = min(config.token_budget, total)
+    else:
+        tokens = max(1, math.floor(_decimal(config.retention_ratio) * total))
+    wanted = math.floor(_decimal(config.alpha) * tokens / num_frames + Fraction(1, 2))  # half goes up
+    return Budget(num_frames, tokens_per_frame, tokens, min(wanted, tokens // num_frames))
+
+
+def _decimal(value: float | None) -> Fraction:
+    # The decimal that repr prints, not the double behind it: floor(0.7 * 1 * 360) is 251 in doubles.
+    return Fraction(repr(value))

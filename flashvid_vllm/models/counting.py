@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: MIT
+"""Who counts compressed videos: nobody, until what serves says who.
+
+``serving/compat.py`` does, when it installs itself: in every process of vLLM, before a model is made there.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+
+
+class Counter(Protocol):
+    """What a worker tells its compressed videos."""
+
+    def count(self, tokens_in: int, tokens_out: int) -> None:
+        """Enter one video."""
+
+    def timed(self, device: torch.device) -> AbstractContextManager[None]:
+        """Enter the seconds that the block takes on ``device``."""
+
+
+def nobody(settings: Mapping[str, Any]) -> Counter | None:
+    """Counts nothing."""
+    return None
+
+
+make_counter: Callable[[Mapping[str, Any]], Counter | None] = nobody
+"""This worker's counter, from the settings that it tells beside; None where it has none."""

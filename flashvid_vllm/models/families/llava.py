@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: MIT
+"""What the LLaVA families share: a SigLIP or CLIP tower, frames pooled by interpolation, newlines, 1-D positions.
+
+Their positions count what is left of a prompt, as published. With ``positions="original"`` (see ``rope``) the LLM is
+told them as M-RoPE with three equal rows, and kept tokens stay where they are in the uncompressed prompt.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
+from vllm.multimodal.parse import VideoProcessorItems
+
+from ...core.compress import CompressedVideo
+from ...core.config import FlashVidConfig
+from ...core.settings import KEY
+from ..attention import frame_attention, watch_attention
+from ..full_positions import FullPositionsModel
+from ..pieces import encode_in_pieces
+from ..positions import append_positions
+from ..processor import FlashVidProcessor, PlainVideo, Request, plain_video_of
+
+# of a video; a worker gets the positions of a video that the prefix cache covers from fields on the CPU alone
+FRAMES = "flashvid_frames"
+
+
+class LlavaProcessor(FlashVidProcessor):
+    """Mixin for the family's processor; the paper's settings for it are FlashVidConfig's own defaults."""
+
+    def video_token(self) -> int:
+        return int(self.info.get_hf_config().video_token_index)
+
+    def video_grid(self, item: MultiModalKwargsItem) -> tuple[int, int]:
+        frames = item["pixel_values_videos"].data
+        height, width = frames.shape[-2:]
+        return self.given_grid(len(frames), width, height)
+
+    def given_grid(self, num_frames: int, width: int, height: int) -> tuple[int, int]:
+        return num_frames, self.info._get_num_frame_tokens(image_width=width, image_height=height)
+
+    def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
+        videos, kwargs = inputs.mm_data_items.get("video"), inputs.hf_processor_mm_kwargs
+        # before the frames are worked on: all are of one size, unless some are to be chosen
+        early = isinstance(videos, VideoProcessorItems) and not kwargs.get("do_sample_frames")
+        if self.info.flashvid_server is not None and early:
+            side = self.info.get_hf_config().vision_config.image_size
+            for frames in videos.get_all():
+                if frames is not None:  # else it is known by its uuid
+                    grid = self.given_grid(len(frames), side, side)
+                    self.check_video(PlainVideo([], None, *grid), kwargs[KEY])
+        return super()._cached_apply_hf_processor(inputs, timing_ctx)
+
+    def check_prompt(self, updates: Mapping[str, Sequence[Sequence[Any]]], request: Request) -> None:
+        """As `FlashVidProcessor.check_prompt`, and if positions, those of tokens to be dropped counted, go beyond the
+        model's."""
+        super().check_prompt(updates, request)
+        model = self.info.ctx.model_config
+        videos = [plain_video_of(item) for item in updates.get("video", ())]
+        # without dropped tokens vLLM holds the prompt to max_model_len
+        if not model.uses_mrope or not any(video.is_compressed_by(request.config) for video in videos):
+            return
+        full = [len(update.content.full) for items in updates.values() for item in items for update in item]
+        spans = request.prompt_length + sum(full) - len(full)  # each of them is one id in the prompt
+        limit = max(model.hf_text_config.max_position_embeddings, model.max_model_len)
+        if spans > limit:
+            raise ValueError(
+                f"before compression this prompt has {spans} tokens, and positions='original' reaches to {limit}: "
+                "send fewer frames, or serve without that option"
+            )
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        data = super()._apply_hf_processor_main(mm_items, hf_kwargs)  # type: ignore[misc]
+        if self.info.ctx.model_config.uses_mrope and "pixel_values_videos" in data:
+            data[FRAMES] = torch.tensor([[len(frames)] for frames in data["pixel_values_videos"]])
+        return data
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
+        if FRAMES in hf_inputs:
+            fields = {**fields, FRAMES: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
+        return fields
+
+
+class LlavaModel(FullPositionsModel):
+    """Mixin for the family's model; a family says where its newlines go.
+
+    Attributes:
+        flashvid_original: whether kept tokens keep their positions in the uncompressed prompt.
+    """
+
+    config: Any
+    vision_tower: Any
+    image_newline: Tensor
+    _video_pixels_to_features: Any
+    apply_pooling: Any
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        if self.flashvid_on:
+            # vLLM counts a step of the encoder in compressed tokens: many raw videos would fit into one
+            self.requires_sequential_video_encoding = True
+        self.flashvid_original = vllm_config.model_config.uses_mrope
+        if self.flashvid_original:
+            self.supports_mrope = self.supports_multimodal_pruning = True
+
+    def add_newlines(self, video: CompressedVideo, num_frames: int, tokens_per_frame: int) -> Tensor:
+        """The embeddings of a compressed video, newlines included: [B + newlines, D]."""
+        raise NotImplementedError
+
+    def newline_places(self, num_frames: int, tokens_per_frame: int) -> Tensor:
+        """Where the newlines that `add_newlines` adds stand in the uncompressed video, its newlines counted."""
+        raise NotImplementedError
+
+    def num_newlines(self, num_frames: int) -> int:
+        """Newlines of an uncompressed video."""
+        raise NotImplementedError
+
+    def tokens_per_frame(self) -> int:
+        """Tokens of a frame after pooling."""
+        vision = self.config.vision_config
+        return math.ceil(vision.image_size // vision.patch_size / 2) ** 2
+
+    def video_grids(self, **kwargs: Any) -> list[tuple[int, int]]:
+        return [(len(frames), self.tokens_per_frame()) for frames in kwargs["pixel_values_videos"]]
+
+    def repeat_video(self, times: int, **kwargs: Any) -> dict[str, Any]:
+        return {**kwargs, "pixel_values_videos": kwargs["pixel_values_videos"].repeat(1, times, 1, 1, 1)}
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        kwargs.pop(FRAMES, None)
+        return super().embed_multimodal(**kwargs)
+
+    def _process_video_pixels(self, inputs: Any) -> Any:
+        videos = inputs["pixel_values_videos"]
+        if not any(self.flashvid_configs):
+            return super()._process_video_pixels(inputs)  # type: ignore[misc]
+        out: list[Tensor] = []
+        for frames, config in zip(videos, self.flashvid_configs, strict=True):
+            if config is None:
+                out.extend(super()._process_video_pixels({"pixel_values_videos": frames[None]}))  # type: ignore[misc]
+                continue
+            features, attention = self._encode(frames, config)
+            video = self.compress_video(features, attention, config)
+            rows = self.add_newlines(video, *features.shape[:2])
+            out.append(
+                append_positions(rows, self._places(video, *features.shape[:2])) if self.flashvid_original else rows
+            )
+        return out
+
+    # --- positions, asked for with `flashvid_original` only
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        return self.first_positions(input_tokens, mm_features)
+
+    def recompute_mrope_positions(
+        self,
+        input_ids: list[int] | Tensor | None,
+        multimodal_embeddings: Sequence[Tensor],
+        mrope_positions: Tensor,
+        num_computed_tokens: int,
+    ) -> tuple[Sequence[Tensor], Tensor, int]:
+        return self.final_positions(multimodal_embeddings, mrope_positions, num_computed_tokens)
+
+    def full_layout(self, item: Any) -> list[int]:
+        num_frames = int(item[FRAMES].data)
+        return [self.config.video_token_index] * (num_frames * self.tokens_per_frame() + self.num_newlines(num_frames))
+
+    def plain_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        return torch.arange(len(input_tokens)).repeat(3, 1), 0
+
+    def embedding_width(self) -> int:
+        return int(self.config.text_config.hidden_size)
+
+    def _places(self, video: CompressedVideo, num_frames: int, n: int) -> Tensor:
+        """Where each row of a compressed video stands in the uncompressed one, newlines counted: [3, B + newlines]."""
+        newlines = self.num_newlines(num_frames) * video.source_index // (num_frames * n)
+        kept = video.source_index + newlines
+        places = self.newline_places(num_frames, n).to(kept.device)
+        return torch.cat([kept, places]).sort().values.repeat(3, 1)
+
+    def _encode(self, frames: Tensor, config: FlashVidConfig) -> tuple[Tensor, Tensor | None]:
+        """Pooled features [T, N, D] and received attention [T, N] of one video."""
+
+        def encode(start: int, stop: int) -> tuple[Tensor, ...]:
+            return self._encode_piece(frames[start:stop], config.needs_attention)
+
+        features, *scores = encode_in_pieces(encode, len(frames), self.frames_per_piece(self.tokens_per_frame()))
+        return features, scores[0] if scores else None
+
+    def _encode_piece(self, frames: Tensor, scored: bool) -> tuple[Tensor, ...]:
+        attention = self.vision_tower.vision_model.encoder.layers[-1].self_attn.attn
+        with watch_attention(attention) if scored else nullcontext() as seen:
+            features = self._video_pixels_to_features(self.vision_tower, frames)
+        if seen is None:
+            return (features,)
+        scores = frame_attention(*seen(), len(frames), self.flashvid_backend)
+        if attention.num_heads != self.config.vision_config.num_attention_heads:
+            scores = tensor_model_parallel_all_reduce(scores) / get_tensor_model_parallel_world_size()
+        vision = self.config.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2
+        # CLIP's class token comes first: it took part in the softmax, but is no token of the video
+        return features, self.apply_pooling(scores[:, -patches:, None].contiguous()).squeeze(-1)

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: MIT
+"""What the Qwen-VL families share: a tower of patches merged 2 x 2, M-RoPE, text between frames."""
+
+import math
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
+from vllm.model_executor.models.vision import run_dp_sharded_mrope_vision_model
+from vllm.multimodal.inputs import MultiModalKwargsItem
+
+from ...core.config import FlashVidConfig
+from ...core.settings import ENABLED, KEY
+from ..attention import ScoringTower, frame_attention, take_scores
+from ..full_positions import FullPositionsModel
+from ..pieces import encode_in_pieces
+from ..positions import CHANNELS, LIMIT, append_positions
+from ..processor import FlashVidProcessor, Request, plain_video_of
+from ..separators import append_text, embed_text, take_text
+
+
+def _grid(thw: Sequence[int], merge: int) -> tuple[int, int]:
+    """(T, N) of a video of ``thw`` patches, of which ``merge`` x ``merge`` make one token."""
+    return int(thw[0]), (int(thw[1]) // merge) * (int(thw[2]) // merge)
+
+
+class MRopeProcessor(FlashVidProcessor):
+    """Mixin for the family's processor."""
+
+    def video_grid(self, item: MultiModalKwargsItem) -> tuple[int, int]:
+        merge = self.info.get_hf_config().vision_config.spatial_merge_size
+        return _grid(item["video_grid_thw"].data.tolist(), merge)
+
+    def check_prompt(self, updates: Mapping[str, Sequence[Sequence[Any]]], request: Request) -> None:
+        """As `FlashVidProcessor.check_prompt`, and if a video is to be compressed and all of them span more position
+        ids than there are."""
+        super().check_prompt(updates, request)
+        videos = [plain_video_of(item) for item in updates.get("video", ())]
+        field = "second_per_grid_ts"
+        timed = [(v.num_frames, float(v.fields[field].data)) for v in videos if field in v.fields]
+        speed = getattr(self.info.get_hf_config().vision_config, "tokens_per_second", 1.0)
+        ids = [(num_frames - 1) * seconds * speed for num_frames, seconds in timed]
+        # vLLM's table of rotary embeddings goes four times as far as the model, for times; leave room for a prompt
+        model = self.info.ctx.model_config
+        reach = max(model.hf_text_config.max_position_embeddings, model.max_model_len)
+        limit = min(LIMIT, 4 * reach - model.max_model_len)
+        if all(x >= 0 for x in ids) and sum(ids) < limit:
+            return
+        if any(video.is_compressed_by(request.config) for video in videos):
+            told = ", ".join(f"{num_frames} x {seconds:g} seconds" for num_frames, seconds in timed)
+            raise ValueError(
+                f"the temporal positions of this prompt's videos ({told}) span {sum(ids):g} position ids, and beside "
+                f"compressed ones they may span fewer than {limit}: mend its fps or frame times, or send "
+                f'"mm_processor_kwargs": {{"{KEY}": {{"{ENABLED}": false}}}}'
+            )
+
+    def given_grid(self, num_frames: int, width: int, height: int) -> tuple[int, int]:
+        video_processor = self.info.get_hf_processor().video_processor
+        _, tokens = self.info._get_vision_info(
+            image_width=width,
+            image_height=height,
+            num_frames=num_frames,
+            image_processor=video_processor,
+            mm_kwargs={},
+            modality="video",
+        )
+        positions = math.ceil(num_frames / self.info.get_hf_config().vision_config.temporal_patch_size)
+        return positions, tokens // positions
+
+
+class MRopeModel(FullPositionsModel):
+    """Mixin for the family's model. What a family may have to say is in the methods without an underscore.
+
+    Attributes:
+        flashvid_lora: whether requests may have adapters of their own.
+    """
+
+    visual: Any
+    config: Any
+    use_data_parallel: bool
+    get_language_model: Any
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.flashvid_lora = vllm_config.lora_config is not None
+        if self.flashvid_on:
+            # a compiled block would hide its q and k (--compilation-config compile_mm_encoder)
+            self.scoring_block().do_not_compile = True
+
+    def scoring_block(self) -> Any:
+        """The tower's last block whose attention sees whole frames."""
+        return self.visual.blocks[-1]
+
+    def raster_order(self, scores: Tensor, thw: Sequence[int]) -> Tensor:
+        """The scores [n] of one video's tokens as the last block has them, in the order of the tower's output."""
+        return scores
+
+    def video_layout(self, item: Any, per_frame: Sequence[int]) -> list[int]:
+        """As `FlashVidProcessor.video_layout`."""
+        return [self.config.video_token_id] * sum(per_frame)
+
+    def video_grids(self, **kwargs: Any) -> list[tuple[int, int]]:
+        return [self._video_grid(thw.tolist()) for thw in kwargs["video_grid_thw"]]
+
+    def repeat_video(self, times: int, **kwargs: Any) -> dict[str, Any]:
+        grid = kwargs["video_grid_thw"]
+        longer = {"pixel_values_videos": kwargs["pixel_values_videos"].repeat(times, 1)}
+        longer["video_grid_thw"] = grid * grid.new_tensor([times, 1, 1])
+        if "timestamps" in kwargs:
+            longer["timestamps"] = [list(stamps) * times for stamps in kwargs["timestamps"]]
+        return {**kwargs, **longer}
+
+    def _video_grid(self, thw: Sequence[int]) -> tuple[int, int]:
+        return _grid(thw, self.config.vision_config.spatial_merge_size)
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        if not self.flashvid_on:
+            return self.plain_positions(input_tokens, mm_features)
+        return self.first_positions(input_tokens, mm_features)
+
+    def recompute_mrope_positions(
+        self,
+        input_ids: list[int] | Tensor | None,
+        multimodal_embeddings: Sequence[Tensor],
+        mrope_positions: Tensor,
+        num_computed_tokens: int,
+    ) -> tuple[Sequence[Tensor], Tensor, int]:
+        if not self.flashvid_on:
+            return super().recompute_mrope_positions(  # type: ignore[misc]
+                input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens
+            )
+        width = self.embedding_width() + CHANNELS
+        placed = [embedding[:, :width] for embedding in multimodal_embeddings]
+        out = self.final_positions(placed, mrope_positions, num_computed_tokens)
+        take_text(out[0], multimodal_embeddings, width)
+        return out
+
+    def embed_input_ids(
+        self,
+        input_ids: Tensor,
+        multimodal_embeddings: Sequence[Tensor] | None = None,
+        *,
+        is_multimodal: Tensor | None = None,
+    ) -> Tensor:
+        embeds = super().embed_input_ids(  # type: ignore[misc]
+            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
+        )
+        return embed_text(embeds, multimodal_embeddings, is_multimodal, self.get_language_model().embed_input_ids)
+
+    def plain_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
+
+    def full_layout(self, item: Any) -> list[int]:
+        num_frames, n = self._video_grid(item["video_grid_thw"].data.tolist())
+        return self.video_layout(item, [n] * num_frames)
+
+    def embedding_width(self) -> int:
+        return int(self.visual.out_hidden_size)
+
+    # --- encoder
+
+    def _postprocess_image_embeds_evs(self, image_embeds_split: Any, image_input: Any) -> Any:
+        if not self.flashvid_on:
+            return super()._postprocess_image_embeds_evs(image_embeds_split, image_input)  # type: ignore[misc]
+        return image_embeds_split
+
+    def _process_video_input(self, video_input: Any) -> Any:
+        if not any(self.flashvid_configs):
+            return super()._process_video_input(video_input)  # type: ignore[misc]
+        fields = [f for f in ("video_grid_thw", "second_per_grid_ts", "timestamps") if video_input.get(f) is not None]
+        out, start = [], 0
+        for index, (config, thw) in enumerate(
+            zip(self.flashvid_configs, video_input["video_grid_thw"].tolist(), strict=True)
+        ):
+            pixels = video_input["pixel_values_videos"][start : start + math.prod(thw)]
+            start += len(pixels)
+            features, *scores = self._encode(pixels, thw, config is not None and config.needs_attention)
+            item = {field: SimpleNamespace(data=video_input[field][index]) for field in fields}
+            scores_or_none = scores[0] if scores else None
+            out.append(features if config is None else self._compress(features, scores_or_none, config, item))
+        return tuple(out)
+
+    def _encode(self, pixels: Tensor, thw: Sequence[int], scored: bool) -> tuple[Tensor, ...]:
+        """Features [T * N, D] of one video, and if ``scored`` its received attention [T * N]."""
+        num_frames, n = self._video_grid(thw)
+        ranks = get_tensor_model_parallel_world_size()
+        tower = self.visual
+        if scored:
+            reduce = tensor_model_parallel_all_reduce if ranks > 1 and not self.use_data_parallel else None
+            tower = ScoringTower(tower, self.scoring_block().attn.attn, self._score, reduce, ranks)
+
+        def encode(start: int, stop: int) -> tuple[Tensor, ...]:
+            part = pixels[start * thw[1] * thw[2] : stop * thw[1] * thw[2]]
+            if self.use_data_parallel:  # a piece for each rank
+                share = math.ceil((stop - start) / ranks)
+                grids = [[min(share, stop - first), *thw[1:]] for first in range(start, stop, share)]
+                rows = torch.cat(run_dp_sharded_mrope_vision_model(tower, part, grids, rope_type="rope_3d"))
+            else:
+                rows = tower(part, [[stop - start, *thw[1:]]])
+            return take_scores(rows) if scored else (rows,)
+
+        most = self.frames_per_piece(n)
+        return encode_in_pieces(encode, num_frames, most * ranks if self.use_data_parallel else most)
+
+    def _score(self, query: Tensor, key: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
+        """Mean received attention of the patches of each output token: [n]."""
+        scores, start = [], 0
+        for thw in grids:
+            end = start + math.prod(thw)
+            patches = frame_attention(query[start:end], key[start:end], thw[0], self.flashvid_backend)
+            merged = patches.flatten().unflatten(0, (-1, self.visual.spatial_merge_unit)).mean(1)
+            scores.append(self.raster_order(merged, thw))
+            start = end
+        return torch.cat(scores)
+
+    def _postprocess_video_embeds_evs(self, video_embeds_split: Any, video_input: Any) -> Any:
+        if not self.flashvid_on:
+            return super()._postprocess_video_embeds_evs(video_embeds_split, video_input)  # type: ignore[misc]
+        return video_embeds_split
+
+    def _compress(self, features: Tensor, scores: Tensor | None, config: FlashVidConfig, item: Any) -> Tensor:
+        """One video's tokens and the text between its frames, with their positions: [B + separators, D + channels].
+
+        ``features`` [T * N, D]: the merger's output first, by which tokens are chosen and which is merged; deeper
+        levels (DeepStack) are taken as they are, where a token is kept.
+        """
+        num_frames, n = self._video_grid(item["video_grid_thw"].data.tolist())
+        width = self.config.vision_config.out_hidden_size
+        attention = scores.unflatten(0, (num_frames, n)) if scores is not None else None
+        video = self.compress_video(features[:, :width].unflatten(0, (num_frames, n)), attention, config)
+        tokens = torch.cat([video.tokens, features[video.source_index, width:]], dim=1)
+
+        per_frame = torch.bincount(video.source_index // n, minlength=num_frames).tolist()
+        ids = torch.tensor(self.video_layout(item, per_frame), device=features.device)
+        is_token = ids == self.config.video_token_id
+        rows = tokens
+        if len(ids) != len(tokens):
+            rows = tokens.new_zeros(len(ids), tokens.shape[1])
+            # without an adapter: that of whichever requests run now is none of the video's
+            embedding = self.get_language_model().model.embed_tokens
+            rows[:, :width] = getattr(embedding, "base_layer", embedding)(ids)
+            rows[is_token] = tokens
+
+        full = torch.tensor(self.full_layout(item))
+        alone = SimpleNamespace(modality="video", mm_position=SimpleNamespace(offset=0), data=item)
+        positions, _ = self.plain_positions(full.tolist(), [alone])
+        stays = full != self.config.video_token_id
+        stays[(~stays).nonzero().flatten()[video.source_index.to(stays.device)]] = True
+        rows = append_positions(rows, positions[:, stays])
+        return append_text(rows, ids, ~is_token) if self.flashvid_lora else rows
