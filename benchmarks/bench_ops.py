@@ -35,8 +35,8 @@ from flashvid_vllm.budget import plan
 from flashvid_vllm.ops import native
 from tests.cases import video
 
+from .common.machine import model_dtype
 from .counts import Work, count
-from .machine import model_dtype
 
 # (N, D, heads, patches of a frame in the encoder, channels of a head)
 SHAPES = {

@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .clips import CLIPS, Video, clip, probe
-from .machine import dtype_option
-from .server import Answer, ServerError, VllmServer, ask
+from .common.clips import CLIPS, Video, clip, probe
+from .common.machine import dtype_option
+from .common.server import Answer, ServerError, VllmServer, ask
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
 REAL_MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -60,7 +60,7 @@ def tiny_model() -> Path:
     directory = CACHE / "models" / TINY_KIND
     if not directory.exists():
         say(f"making a tiny model with random weights in {directory} ...")
-    from .tiny_model import make_tiny_model
+    from .common.tiny_model import make_tiny_model
 
     return make_tiny_model(TINY_KIND, directory)
 

@@ -22,10 +22,10 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 import torch
 
-from .clips import cache_directory
-from .record import RESULTS, machine, markdown_table
+from .common.clips import cache_directory
+from .common.record import RESULTS, machine, markdown_table
+from .common.tiny_model import make_tiny_model
 from .serving import listed
-from .tiny_model import make_tiny_model
 
 FRAMES = (16, 48, 96, 192, 384, 768)
 RATIO = 0.1

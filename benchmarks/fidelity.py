@@ -27,12 +27,12 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from flashvid_vllm import FlashVidConfig, compress
 from flashvid_vllm.config import Method
 
-from . import clip_model, record
-from .clips import cache_directory
+from .common import clip_model, record
+from .common.clips import cache_directory
+from .common.record import RESULTS, Cell, fingerprint, machine, plugin_sources, write_json
 from .fidelity_clips import FRAMES, SCENES, features
 from .fidelity_measures import VIEWS, bootstrap, density, fidelity, linking, nothing, views, whole
 from .fidelity_report import table, write_markdown, write_plot
-from .record import RESULTS, Cell, fingerprint, machine, plugin_sources, write_json
 
 METHODS: tuple[str, ...] = get_args(Method)
 RATIOS = (0.25, 0.20, 0.15, 0.10)
@@ -44,8 +44,8 @@ NONE = "no tokens"  # the floor: the class tokens alone
 
 def code_fingerprint() -> str:
     """What the figures depend on in this repository, as 12 hexadecimal digits."""
-    here = ("clip_model.py", "fidelity_clips.py", "fidelity_measures.py")
-    return fingerprint([*plugin_sources(), *(Path(__file__).with_name(name) for name in here)])
+    here = ("common/clip_model.py", "fidelity_clips.py", "fidelity_measures.py")
+    return fingerprint([*plugin_sources(), *(Path(__file__).parent / name for name in here)])
 
 
 class Cells(record.Cells):

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from . import clips
-from .clip_model import SOURCE, VERSION, Encoded, encode, preprocess
-from .clips import CLIPS, cache_directory
+from .common import clips
+from .common.clip_model import SOURCE, VERSION, Encoded, encode, preprocess
+from .common.clips import CLIPS, cache_directory
 
 Kind = Literal["static camera", "camera motion", "cuts", "montage"]
 FRAMES = 16
@@ -23,7 +23,7 @@ FRAMES = 16
 
 @dataclass(frozen=True)
 class Shot:
-    """Frames ``start`` to before ``stop`` of a clip of `benchmarks.clips`; ``pan``: a window of 60 % moves across."""
+    """Frames ``start`` to before ``stop`` of a clip in CLIPS; ``pan``: a window of 60 % moves across."""
 
     source: str
     start: int
@@ -71,7 +71,7 @@ SCENES = {
 
 @cache
 def read(source: str) -> np.ndarray:
-    """All frames [n, H, W, 3] uint8 RGB of a clip of `benchmarks.clips`, at most 400 pixels wide."""
+    """All frames [n, H, W, 3] uint8 RGB of a clip of `benchmarks.common.clips`, at most 400 pixels wide."""
     return np.ascontiguousarray(clips.read(source, 400)[..., ::-1])
 
 

@@ -20,12 +20,12 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from .clips import cache_directory
+from .common.clips import cache_directory
+from .common.record import RESULTS, Cell, machine, markdown_table
 from .load import Load
 from .load_clips import make_clips
 from .load_runs import Group, Run, benchmark, run_all, store, vllm_variables
 from .load_servers import SHAPES, common_arguments, target_of_model, target_of_shape
-from .record import RESULTS, Cell, machine, markdown_table
 from .serving import listed
 from .serving_report import PARTS, STYLES, provenance, split, split_row
 

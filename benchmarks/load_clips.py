@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Many short videos, no two alike, cut out of the real clips of `benchmarks.clips`: what a load benchmark sends.
+"""Many short videos, no two alike, cut out of the real clips of `benchmarks.common.clips`: what a load benchmark sends.
 
 vLLM caches by content, so a clip that no request has sent yet is encoded and prefilled from the start. A clip is a
 window of a real video: another start, another crop, mirrored or not. Those of one source look alike to an eye.
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .clips import CLIPS, cache_directory, clip, probe, read
-from .record import fingerprint_of
+from .common.clips import CLIPS, cache_directory, clip, probe, read
+from .common.record import fingerprint_of
 
 WIDTH, FPS = 320, 15.0  # of the files: pixels, frames a second
 STRIDE = 6  # frames between two windows of a source

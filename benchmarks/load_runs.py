@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .clips import ROOT, cache_directory
+from .common.clips import ROOT, cache_directory
+from .common.record import Cell, Cells, fingerprint, fingerprint_of, gpu, plugin_sources, versions, write_json
+from .common.server import ServerError, VllmServer, ask
 from .load import QUESTION, Endpoint, Load, LoadError, connect, measure
 from .load_servers import Target, environment
-from .record import Cell, Cells, fingerprint, fingerprint_of, gpu, plugin_sources, versions, write_json
-from .server import ServerError, VllmServer, ask
 
-SOURCES = ("load", "load_clips", "load_servers", "server", "worker_times")  # that figures depend on
+SOURCES = ("load", "load_clips", "load_servers", "common/server", "worker_times")  # that figures depend on
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Group:
 
 def code_fingerprint() -> str:
     """What the figures depend on in this repository."""
-    here = [Path(__file__).with_name(f"{name}.py") for name in SOURCES]
+    here = [Path(__file__).parent / f"{name}.py" for name in SOURCES]
     return fingerprint([*plugin_sources(), *(ROOT / "flashvid_vllm").rglob("*.py"), *here])
 
 

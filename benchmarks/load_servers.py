@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .clips import ROOT, cache_directory, probe
+from .common.clips import ROOT, cache_directory, probe
+from .common.machine import dtype_option, model_dtype
+from .common.tiny_model import STAMP, make_tiny_model
 from .demo import prompt_room
-from .machine import dtype_option, model_dtype
-from .tiny_model import STAMP, make_tiny_model
 
 SERVERS = ("plain", "evs", "vidcom2", "flashvid")
 EXTENSION = "benchmarks.worker_times.WorkerTimes"
@@ -18,7 +18,7 @@ TEXT_ROOM = 64  # tokens of the question and the answer with the tokenizer of a 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model with random weights that is made here: its kind (`benchmarks.tiny_model`) and its sizes in words."""
+    """A model with random weights that is made here: its kind (of `common.tiny_model`) and its sizes in words."""
 
     kind: str
     about: str

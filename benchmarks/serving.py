@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .clips import cache_directory
+from .common.clips import cache_directory
+from .common.record import RESULTS, Cell, machine
 from .load import Load
 from .load_clips import make_clips
 from .load_runs import Group, Run, benchmark, run_all, store, vllm_variables
@@ -32,7 +33,6 @@ from .load_servers import (
     target_of_shape,
     vllms_own_pruning,
 )
-from .record import RESULTS, Cell, machine
 from .serving_report import tables, write_markdown, write_plot
 
 CONCURRENCY, RATES = (1, 2, 4, 8, 16, 32), (0.25, 0.5, 1.0)

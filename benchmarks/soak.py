@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 import psutil
 
-from .server import VllmServer
+from .common.server import VllmServer
 from .soak_findings import Findings, Outcome, compare, expected, judge_memory, outcome_of, report
 from .soak_requests import Case, aborted, answered, make_broken_clips, make_clips, mix, refused
 

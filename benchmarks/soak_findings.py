@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import httpx
 import numpy as np
 
-from .record import machine, markdown_table
+from .common.record import machine, markdown_table
 from .soak_requests import Case
 
 # warm-up: of the time, and of the requests at least. A fresh worker rises by 200 MiB in its first 600

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import clip_model
 from benchmarks import fidelity_measures as measures
-from benchmarks.clip_model import Encoded
+from benchmarks.common import clip_model
+from benchmarks.common.clip_model import Encoded
 from benchmarks.fidelity import METHODS, Cells, summarise, write_json
 from benchmarks.fidelity_clips import FRAMES, SCENES
 from benchmarks.fidelity_measures import VIEWS, Tokens
@@ -309,7 +309,7 @@ def test_clip_is_the_packages() -> None:
     of 256 levels of its tensor's range, which CLIP's few huge channels stretch: 0.93 to 0.98 was found, as CPUs round.
     """
     runtime = pytest.importorskip("onnxruntime")
-    from benchmarks.clip_model import preprocess
+    from benchmarks.common.clip_model import preprocess
     from benchmarks.fidelity_clips import CAR, RABBIT, SPEAKER, take
 
     try:

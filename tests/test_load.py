@@ -19,10 +19,10 @@ pytest.importorskip("vllm")
 from aiohttp import web
 from vllm.benchmarks.lib.endpoint_request_func import RequestFuncOutput
 
-from benchmarks.clips import probe
+from benchmarks.common.clips import probe
+from benchmarks.common.record import Cell
 from benchmarks.load import Endpoint, Load, LoadError, Monitor, Sent, connect, measure, summary
 from benchmarks.load_clips import make_clips, windows
-from benchmarks.record import Cell
 from benchmarks.worker_times import Stopwatch, WorkerTimes, prefill_tokens
 
 # --- clips

@@ -12,11 +12,11 @@ pytest.importorskip("vllm")
 from vllm.platforms import current_platform
 
 from benchmarks import load_runs
+from benchmarks.common.record import Cells
+from benchmarks.common.tiny_model import KINDS, make_tiny_model
 from benchmarks.load import Load
 from benchmarks.load_runs import Group, Run, code_fingerprint, key_of, run_all
 from benchmarks.load_servers import SHAPES, Target, compression, vllms_own_pruning
-from benchmarks.record import Cells
-from benchmarks.tiny_model import KINDS, make_tiny_model
 
 
 def test_vllms_own_pruning_is_used_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ pytest.importorskip("vllm")
 
 
 from benchmarks import frames, serving_report
+from benchmarks.common.record import Cell, write_json
 from benchmarks.load import Load
-from benchmarks.record import Cell, write_json
 
 
 def fabricated(server: str, load: Load, ttft: float, frame_count: int = 16) -> Cell:

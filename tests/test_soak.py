@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.clips import probe
+from benchmarks.common.clips import probe
 from benchmarks.soak import LEFT, cases_of
 from benchmarks.soak_findings import (
     LEAK,

@@ -30,7 +30,7 @@ PLATE = (3 * LETTER + 14, 52)  # width, height of a printed word's plate
 
 @dataclass(frozen=True)
 class View:
-    """A background: a window of one frame of a clip of `benchmarks.clips`.
+    """A background: a window of one frame of a clip of `benchmarks.common.clips`.
 
     Attributes:
         source, index: the clip and its frame.

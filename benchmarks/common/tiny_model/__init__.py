@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Tiny video-language models with random weights, made offline: tokenizer, processor settings and weights.
 
-    python -m benchmarks.tiny_model qwen2_5_vl DIRECTORY [--dtype float32] [--seed 0]
+    python -m benchmarks.common.tiny_model qwen2_5_vl DIRECTORY [--dtype float32] [--seed 0]
 
 The directory is laid out like one from a model hub, so vLLM and transformers load it in the usual way.
 The answers of such a model are noise; everything before the answer is the real thing.

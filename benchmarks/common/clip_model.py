@@ -6,7 +6,7 @@ are quantised as it runs. Here the weights are dequantised once and the activati
 embeddings have a cosine of 0.96 to 0.98 with those of the file as it is, and equal those of the same graph without
 its quantised activations within 1e-5: `tests/test_fidelity.py` holds both against ONNX Runtime.
 
-python -m benchmarks.clip_model       fetches and converts it, prints where it lies
+python -m benchmarks.common.clip_model       fetches and converts it, prints where it lies
 """
 
 import sys

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command line: python -m benchmarks.tiny_model KIND DIRECTORY."""
+"""The command line: python -m benchmarks.common.tiny_model KIND DIRECTORY."""
 
 import argparse
 import sys
