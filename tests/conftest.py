@@ -115,7 +115,7 @@ def sharp_model(models: Callable[[Any], Path]) -> Path:
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Six different clips of 8 frames."""
-    from benchmarks.load_clips import make_clips
+    from benchmarks.load.clips import make_clips
 
     return make_clips(6, 24, 8, tmp_path_factory.mktemp("clips"))
 

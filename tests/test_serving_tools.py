@@ -207,7 +207,7 @@ def test_the_busiest_process_is_named_by_what_it_does(tmp_path: Path, monkeypatc
 
 
 def test_the_demo_warms_up_once_and_the_modes_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import demo
+    from benchmarks.demo import __main__ as demo
 
     asked: list[Any] = []
     tokens = {"enabled": 400, "retention_ratio": 100}

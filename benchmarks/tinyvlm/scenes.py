@@ -8,7 +8,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from ..fidelity_clips import read
+from ..fidelity.clips import read
 
 PIXELS = 224
 NOISE = 2.0  # standard deviation of the camera's noise, of 255

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .common.clips import CLIPS, cache_directory, clip, probe, read
-from .common.record import fingerprint_of
+from ..common.clips import CLIPS, cache_directory, clip, probe, read
+from ..common.record import fingerprint_of
 
 WIDTH, FPS = 320, 15.0  # of the files: pixels, frames a second
 STRIDE = 6  # frames between two windows of a source

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Time the whole compression and every op: medians of interleaved runs, as ratios to named peers in the same run.
 
-    python -m benchmarks.bench_ops                         the cases of `make bench`
-    python -m benchmarks.bench_ops --all --json rows.json  every shape, number of frames and op
+    python -m benchmarks.ops                         the cases of `make bench`
+    python -m benchmarks.ops --all --json rows.json  every shape, number of frames and op
 
 A row is one implementation of one op on one video: a "scene" drifts and merges into trees, in "noise" nothing matches
 and every token is clustered. Peers are the torch reference, vLLM's VidCom2 and EVS at the same ratio, and the two
@@ -35,7 +35,7 @@ from flashvid_vllm.budget import plan
 from flashvid_vllm.ops import native
 from tests.cases import video
 
-from .common.machine import model_dtype
+from ..common.machine import model_dtype
 from .counts import Work, count
 
 # (N, D, heads, patches of a frame in the encoder, channels of a head)

@@ -18,12 +18,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .common.clips import cache_directory
-from .common.record import RESULTS, Cell, machine
-from .load import Load
-from .load_clips import make_clips
-from .load_runs import Group, Run, benchmark, run_all, store, vllm_variables
-from .load_servers import (
+from ..common.clips import cache_directory
+from ..common.record import RESULTS, Cell, machine
+from ..load.clips import make_clips
+from ..load.measure import Load
+from ..load.runs import Group, Run, benchmark, run_all, store, vllm_variables
+from ..load.servers import (
     SERVERS,
     SHAPES,
     Target,
@@ -33,7 +33,7 @@ from .load_servers import (
     target_of_shape,
     vllms_own_pruning,
 )
-from .serving_report import tables, write_markdown, write_plot
+from .report import tables, write_markdown, write_plot
 
 CONCURRENCY, RATES = (1, 2, 4, 8, 16, 32), (0.25, 0.5, 1.0)
 SINGLE_SHAPE = "llava-onevision-0.5b"  # too slow on a CPU for more: by default one request at a time, two servers

@@ -28,11 +28,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .common.clips import CLIPS, Video, clip, probe
-from .common.machine import dtype_option
-from .common.server import Answer, ServerError, VllmServer, ask
+from ..common.clips import CLIPS, Video, clip, probe
+from ..common.machine import dtype_option
+from ..common.server import Answer, ServerError, VllmServer, ask
 
-CACHE = Path(__file__).resolve().parents[1] / ".cache"
+CACHE = Path(__file__).resolve().parents[2] / ".cache"
 REAL_MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
 TINY_KIND = "qwen2_5_vl_demo"
 MODES: dict[str, dict[str, Any]] = {
@@ -60,7 +60,7 @@ def tiny_model() -> Path:
     directory = CACHE / "models" / TINY_KIND
     if not directory.exists():
         say(f"making a tiny model with random weights in {directory} ...")
-    from .common.tiny_model import make_tiny_model
+    from ..common.tiny_model import make_tiny_model
 
     return make_tiny_model(TINY_KIND, directory)
 

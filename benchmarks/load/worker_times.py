@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Where a worker of vLLM spends its time: vision encoder, compression, prefill, decoding. For benchmarks only.
 
-    vllm serve MODEL --worker-extension-cls benchmarks.worker_times.WorkerTimes    (with VLLM_SERVER_DEV_MODE=1)
+    vllm serve MODEL --worker-extension-cls benchmarks.load.worker_times.WorkerTimes    (with VLLM_SERVER_DEV_MODE=1)
     POST /collective_rpc {"method": "worker_times"}     what was measured since the last such call; then from 0 again
 
 On a GPU it waits for the device before and after everything that it times, which costs some of the overlap that vLLM

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The table of ROOFLINE.md: what each Triton kernel moves and computes, and how fast an H100 could.
 
-    python -m benchmarks.roofline
+    python -m benchmarks.ops.roofline
 
 Nothing here is measured. Ceilings are the data sheet's (H100 SXM: 3.35 TB/s, 989 TFLOP/s in bf16, 495 in TF32 of which
 tf32x3 gets a third); trees are counted at their most, every token that ADTS leaves.

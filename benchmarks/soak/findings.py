@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import httpx
 import numpy as np
 
-from .common.record import machine, markdown_table
-from .soak_requests import Case
+from ..common.record import machine, markdown_table
+from .requests import Case
 
 # warm-up: of the time, and of the requests at least. A fresh worker rises by 200 MiB in its first 600
 SETTLED, WARM_UP = 1 / 3, 500

@@ -20,14 +20,14 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from .common.clips import cache_directory
-from .common.record import RESULTS, Cell, machine, markdown_table
-from .load import Load
-from .load_clips import make_clips
-from .load_runs import Group, Run, benchmark, run_all, store, vllm_variables
-from .load_servers import SHAPES, common_arguments, target_of_model, target_of_shape
-from .serving import listed
-from .serving_report import PARTS, STYLES, provenance, split, split_row
+from ..common.clips import cache_directory
+from ..common.record import RESULTS, Cell, machine, markdown_table
+from ..load.clips import make_clips
+from ..load.measure import Load
+from ..load.runs import Group, Run, benchmark, run_all, store, vllm_variables
+from ..load.servers import SHAPES, common_arguments, target_of_model, target_of_shape
+from ..serving.__main__ import listed
+from ..serving.report import PARTS, STYLES, provenance, split, split_row
 
 FRAMES = (16, 32, 64, 96, 128, 160)
 SPAN = 160  # frames of the source that a video spans

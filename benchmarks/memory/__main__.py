@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Memory that encoding and compressing a video needs over its number of frames: in pieces, and in one call.
 
-    python -m benchmarks.encoder_memory                    into benchmarks/results/encoder-memory.md
-    python -m benchmarks.encoder_memory --frames 16,96
+    python -m benchmarks.memory                    into benchmarks/results/encoder-memory.md
+    python -m benchmarks.memory --frames 16,96
 
 A tower of CLIP ViT-B/16's width in float32, of one layer: more would use the same memory in turn. The model is
 called as by vLLM's runner, in this process; on a GPU torch's peak is shown, on a CPU the resident set's.
@@ -22,10 +22,10 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 import torch
 
-from .common.clips import cache_directory
-from .common.record import RESULTS, machine, markdown_table
-from .common.tiny_model import make_tiny_model
-from .serving import listed
+from ..common.clips import cache_directory
+from ..common.record import RESULTS, machine, markdown_table
+from ..common.tiny_model import make_tiny_model
+from ..serving.__main__ import listed
 
 FRAMES = (16, 48, 96, 192, 384, 768)
 RATIO = 0.1
@@ -114,7 +114,7 @@ def run(frames: Sequence[int]) -> str:
     text = LEGEND.format(
         n=n, width=model.config.text_config.hidden_size, ratio=RATIO, piece=model.frames_per_piece(n), device=name
     )
-    head = ["<!-- made by `python -m benchmarks.encoder_memory` -->", "# Memory of the encoder over frames", "", text]
+    head = ["<!-- made by `python -m benchmarks.memory` -->", "# Memory of the encoder over frames", "", text]
     versions = ", ".join(f"{key} {where[key]}" for key in ("torch", "vllm", "commit", "date"))
     return "\n".join([*head, *markdown_table(COLUMNS, rows), f"{versions}.", ""])
 

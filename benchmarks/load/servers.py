@@ -6,13 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .common.clips import ROOT, cache_directory, probe
-from .common.machine import dtype_option, model_dtype
-from .common.tiny_model import STAMP, make_tiny_model
-from .demo import prompt_room
+from ..common.clips import ROOT, cache_directory, probe
+from ..common.machine import dtype_option, model_dtype
+from ..common.tiny_model import STAMP, make_tiny_model
+from ..demo.__main__ import prompt_room
 
 SERVERS = ("plain", "evs", "vidcom2", "flashvid")
-EXTENSION = "benchmarks.worker_times.WorkerTimes"
+EXTENSION = "benchmarks.load.worker_times.WorkerTimes"
 TEXT_ROOM = 64  # tokens of the question and the answer with the tokenizer of a model that is made here, at most
 
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .common import clips
-from .common.clip_model import SOURCE, VERSION, Encoded, encode, preprocess
-from .common.clips import CLIPS, cache_directory
+from ..common import clips
+from ..common.clip_model import SOURCE, VERSION, Encoded, encode, preprocess
+from ..common.clips import CLIPS, cache_directory
 
 Kind = Literal["static camera", "camera motion", "cuts", "montage"]
 FRAMES = 16

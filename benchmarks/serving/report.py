@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from .common.record import Cell, markdown_table
+from ..common.record import Cell, markdown_table
 
 STYLES = {  # colour and marker
     "plain": ("#444444", "o"), "evs": ("#1f77b4", "^"), "vidcom2": ("#2ca02c", "s"), "flashvid": ("#d62728", "D"),

@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .common.clips import ROOT, cache_directory
-from .common.record import Cell, Cells, fingerprint, fingerprint_of, gpu, plugin_sources, versions, write_json
-from .common.server import ServerError, VllmServer, ask
-from .load import QUESTION, Endpoint, Load, LoadError, connect, measure
-from .load_servers import Target, environment
+from ..common.clips import ROOT, cache_directory
+from ..common.record import Cell, Cells, fingerprint, fingerprint_of, gpu, plugin_sources, versions, write_json
+from ..common.server import ServerError, VllmServer, ask
+from .measure import QUESTION, Endpoint, Load, LoadError, connect, measure
+from .servers import Target, environment
 
-SOURCES = ("load", "load_clips", "load_servers", "common/server", "worker_times")  # that figures depend on
+SOURCES = ("measure", "clips", "servers", "../common/server", "worker_times")  # that figures depend on
 
 
 @dataclass(frozen=True)

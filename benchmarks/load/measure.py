@@ -2,7 +2,7 @@
 """One cell of a load benchmark: clips sent to an OpenAI endpoint, some at a time or at a rate, and what came of it.
 
 Requests, arrivals and percentiles are those of `vllm bench serve`. From a vLLM server come the peak use of the KV
-cache too (/metrics) and, if it was started with `benchmarks.worker_times`, the times inside its worker.
+cache too (/metrics) and, if it was started with `benchmarks.load.worker_times`, the times inside its worker.
 """
 
 import asyncio
@@ -28,8 +28,8 @@ from vllm.benchmarks.lib.endpoint_request_func import (
 )
 from vllm.benchmarks.serve import calculate_metrics, get_request
 
-from .common.record import Cell
-from .common.server import video_url
+from ..common.record import Cell
+from ..common.server import video_url
 
 QUESTION = "What happens in this clip?"
 PERCENTILES = (50, 95, 99)

@@ -26,9 +26,9 @@ from typing import Any
 import httpx
 import psutil
 
-from .common.server import VllmServer
-from .soak_findings import Findings, Outcome, compare, expected, judge_memory, outcome_of, report
-from .soak_requests import Case, aborted, answered, make_broken_clips, make_clips, mix, refused
+from ..common.server import VllmServer
+from .findings import Findings, Outcome, compare, expected, judge_memory, outcome_of, report
+from .requests import Case, aborted, answered, make_broken_clips, make_clips, mix, refused
 
 MAX_MODEL_LEN = 4096
 SERVE = [

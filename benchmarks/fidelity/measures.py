@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from flashvid_vllm import ops
 from flashvid_vllm.compress import CompressedVideo
 
-from .common.clip_model import Encoded, heads, run_layer, tower
+from ..common.clip_model import Encoded, heads, run_layer, tower
 
 # --- functional fidelity -------------------------------------------------------------------------------------------
 

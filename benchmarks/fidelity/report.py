@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .common.record import markdown_table
+from ..common.record import markdown_table
 
 FLOOR = "no tokens"
 COLUMNS = {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The small clip that `flashvid play` offers where no samples are given: something to see, to count and to miss.
 
-python -m benchmarks.drawn_clip    draws flashvid_vllm/tools/play/sample.webm again
+python -m benchmarks.demo.drawn_clip    draws flashvid_vllm/tools/play/sample.webm again
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-SAMPLE = Path(__file__).resolve().parents[1] / "flashvid_vllm" / "tools" / "play" / "sample.webm"
+SAMPLE = Path(__file__).resolve().parents[2] / "flashvid_vllm" / "tools" / "play" / "sample.webm"
 SIZE = (480, 270)  # width, height
 FPS = 8
 SECONDS = 9

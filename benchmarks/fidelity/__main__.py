@@ -5,7 +5,7 @@
 
 Features and received attention are those of CLIP ViT-B/16 after its tenth layer, 16 frames x 196 tokens x 768. The two
 layers that are left, the last norm and the projection run on what a method returns, and the class embedding is compared
-with that of the full run (`fidelity_measures.Views` says who attends to whom). `density` is reported beside it: the
+with that of the full run (`measures.Views` says who attends to whom). `density` is reported beside it: the
 cosine of each token to the one that stands for it. It is not quality: it counts every token alike, so it rewards
 whoever spreads tokens where the video has many, sky and wall before faces; uniform sampling does well on it.
 """
@@ -27,12 +27,12 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from flashvid_vllm import FlashVidConfig, compress
 from flashvid_vllm.config import Method
 
-from .common import clip_model, record
-from .common.clips import cache_directory
-from .common.record import RESULTS, Cell, fingerprint, machine, plugin_sources, write_json
-from .fidelity_clips import FRAMES, SCENES, features
-from .fidelity_measures import VIEWS, bootstrap, density, fidelity, linking, nothing, views, whole
-from .fidelity_report import table, write_markdown, write_plot
+from ..common import clip_model, record
+from ..common.clips import cache_directory
+from ..common.record import RESULTS, Cell, fingerprint, machine, plugin_sources, write_json
+from .clips import FRAMES, SCENES, features
+from .measures import VIEWS, bootstrap, density, fidelity, linking, nothing, views, whole
+from .report import table, write_markdown, write_plot
 
 METHODS: tuple[str, ...] = get_args(Method)
 RATIOS = (0.25, 0.20, 0.15, 0.10)
@@ -44,7 +44,7 @@ NONE = "no tokens"  # the floor: the class tokens alone
 
 def code_fingerprint() -> str:
     """What the figures depend on in this repository, as 12 hexadecimal digits."""
-    here = ("common/clip_model.py", "fidelity_clips.py", "fidelity_measures.py")
+    here = ("../common/clip_model.py", "clips.py", "measures.py")
     return fingerprint([*plugin_sources(), *(Path(__file__).parent / name for name in here)])
 
 
