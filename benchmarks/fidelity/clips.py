@@ -7,15 +7,13 @@ video at hand has them; their names say so. Several clips come from one video: t
 
 import hashlib
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from ..common import clips
 from ..common.clip_model import SOURCE, VERSION, Encoded, encode, preprocess
-from ..common.clips import CLIPS, cache_directory
+from ..common.clips import CLIPS, cache_directory, pictures
 
 Kind = Literal["static camera", "camera motion", "cuts", "montage"]
 FRAMES = 16
@@ -69,16 +67,10 @@ SCENES = {
 }  # fmt: skip
 
 
-@cache
-def read(source: str) -> np.ndarray:
-    """All frames [n, H, W, 3] uint8 RGB of a clip of `benchmarks.common.clips`, at most 400 pixels wide."""
-    return np.ascontiguousarray(clips.read(source, 400)[..., ::-1])
-
-
 def take(shot: Shot, count: int) -> np.ndarray:
     """``count`` frames [count, h, w, 3] of a shot, evenly spaced from its first to its last."""
     index = np.linspace(shot.start, shot.stop - 1, count).round().astype(int)
-    frames = read(shot.source)[index]
+    frames = pictures(shot.source)[index]
     if not shot.pan:
         return frames
     height, width = frames.shape[1] * 6 // 10, frames.shape[2] * 6 // 10

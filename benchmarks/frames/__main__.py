@@ -21,13 +21,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..common.clips import cache_directory
+from ..common.options import listed
 from ..common.record import RESULTS, Cell, machine, markdown_table
 from ..load.clips import make_clips
 from ..load.measure import Load
+from ..load.report import PARTS, STYLES, provenance, split, split_row
 from ..load.runs import Group, Run, benchmark, run_all, store, vllm_variables
 from ..load.servers import SHAPES, common_arguments, target_of_model, target_of_shape
-from ..serving.__main__ import listed
-from ..serving.report import PARTS, STYLES, provenance, split, split_row
 
 FRAMES = (16, 32, 64, 96, 128, 160)
 SPAN = 160  # frames of the source that a video spans
@@ -161,7 +161,9 @@ def write_plot(results: Cell, path: Path) -> None:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line. What is not the whole programme goes into .cache, not over the results that are committed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.frames", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=tuple(SHAPES), default="clip-b-0.1b", help="a model made here (%(default)s)")
     parser.add_argument("--model", help="a model on a hub or a directory instead; with --token-budget")
     parser.add_argument("--frames", type=listed(int), default=FRAMES, help="numbers of frames (default: 16 to 160)")

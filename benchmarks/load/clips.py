@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common.clips import CLIPS, cache_directory, clip, probe, read
+from ..common.clips import CLIPS, cache_directory, clip, probe, read, write
 from ..common.record import fingerprint_of
 
 WIDTH, FPS = 320, 15.0  # of the files: pixels, frames a second
@@ -73,23 +73,6 @@ def cut(video: np.ndarray, window: Window) -> np.ndarray:
     return np.stack([cv2.resize(np.ascontiguousarray(frame), size, interpolation=cv2.INTER_AREA) for frame in frames])
 
 
-def write(frames: np.ndarray, path: Path, fps: float = FPS) -> None:
-    """Write frames [n, h, w, 3] uint8 BGR as an MPEG-4 file, ``fps`` a second. Raises RuntimeError if OpenCV cannot."""
-    import cv2
-
-    new = path.with_name(f".{path.name}")  # OpenCV goes by the suffix
-    size = (frames.shape[2], frames.shape[1])
-    writer = cv2.VideoWriter(str(new), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
-    if not writer.isOpened():
-        raise RuntimeError(f"this OpenCV cannot write MPEG-4 video ({path})")
-    try:
-        for frame in frames:
-            writer.write(frame)
-    finally:
-        writer.release()
-    new.replace(path)
-
-
 def make_clips(count: int, length: int = 48, frames: int | None = None, folder: Path | None = None) -> list[Path]:
     """The paths of ``count`` different clips; those that are not there yet are made.
 
@@ -114,5 +97,5 @@ def make_clips(count: int, length: int = 48, frames: int | None = None, folder: 
         if not path.exists():
             if window.source not in videos:
                 videos[window.source] = read(window.source, 480)
-            write(cut(videos[window.source], window), path)
+            write(cut(videos[window.source], window), path, FPS)
     return paths

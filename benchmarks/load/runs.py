@@ -27,7 +27,8 @@ from ..common.server import ServerError, VllmServer, ask
 from .measure import QUESTION, Endpoint, Load, LoadError, connect, measure
 from .servers import Target, environment
 
-SOURCES = ("measure", "clips", "servers", "../common/server", "worker_times")  # that figures depend on
+# that figures depend on
+SOURCES = ("clips", "measure", "servers", "worker_times", "../common/clips", "../common/server")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..common.clips import ROOT, cache_directory, probe
 from ..common.machine import dtype_option, model_dtype
+from ..common.options import prompt_room
 from ..common.tiny_model import STAMP, make_tiny_model
-from ..demo.__main__ import prompt_room
 
 SERVERS = ("plain", "evs", "vidcom2", "flashvid")
 EXTENSION = "benchmarks.load.worker_times.WorkerTimes"

@@ -23,9 +23,9 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 import torch
 
 from ..common.clips import cache_directory
+from ..common.options import listed
 from ..common.record import RESULTS, machine, markdown_table
 from ..common.tiny_model import make_tiny_model
-from ..serving.__main__ import listed
 
 FRAMES = (16, 48, 96, 192, 384, 768)
 RATIO = 0.1
@@ -121,7 +121,9 @@ def run(frames: Sequence[int]) -> str:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--frames", type=listed(int), default=FRAMES, help="numbers of frames (default: 16 to 768)")
     parser.add_argument("--output", type=Path, default=RESULTS / "encoder-memory.md", help="(default: %(default)s)")
     options = parser.parse_args()

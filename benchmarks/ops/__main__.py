@@ -296,7 +296,9 @@ def commit() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.ops", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--all", action="store_true", help="every shape, number of frames and op")
     parser.add_argument("--shape", choices=tuple(SHAPES), action="append", help=f"default: {', '.join(CASES)}")
     parser.add_argument("--frames", type=int, nargs="+", help="default: 32, and 16 for the small shape")

@@ -14,11 +14,11 @@ same code, model, versions and options is not measured again, so an interrupted 
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..common.clips import cache_directory
+from ..common.options import listed
 from ..common.record import RESULTS, Cell, machine
 from ..load.clips import make_clips
 from ..load.measure import Load
@@ -115,21 +115,6 @@ def run(options: argparse.Namespace) -> Cell:
     return {"machine": machine(), "settings": settings, "cells": cells}
 
 
-def listed(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """An argparse type: values above 0, with commas between them."""
-
-    def parse(text: str) -> tuple[Any, ...]:
-        try:
-            values = tuple(kind(part) for part in text.split(","))
-        except ValueError:
-            values = ()
-        if not values or min(values) <= 0:
-            raise argparse.ArgumentTypeError(f"expected numbers above 0 such as 1,2,4, got {text!r}")
-        return values
-
-    return parse
-
-
 def server_names(text: str) -> tuple[str, ...]:
     """An argparse type: names of SERVERS, with commas between them."""
     names = tuple(text.split(","))
@@ -140,7 +125,9 @@ def server_names(text: str) -> tuple[str, ...]:
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = argparse.ArgumentParser(
+        "python -m benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     found.add_argument("--shape", choices=tuple(SHAPES), help="a model made here; default: all of them in turn")
     found.add_argument("--model", help="a model on a hub or a directory instead (with --base-url: its name there)")
     found.add_argument("--base-url", help="measure the OpenAI server that runs there, and start none")

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The tables and the plot of `benchmarks.serving`, made from its JSON."""
 
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..common.record import Cell, markdown_table
+from ..load.report import PARTS, STYLES, provenance, ratio_to_plain, split, split_row
 
-STYLES = {  # colour and marker
-    "plain": ("#444444", "o"), "evs": ("#1f77b4", "^"), "vidcom2": ("#2ca02c", "s"), "flashvid": ("#d62728", "D"),
-    "endpoint": ("#9467bd", "P"),
-}  # fmt: skip
-PARTS = {"encoder": "#a6bddb", "compression": "#d62728", "prefill": "#fdae6b", "rest": "#d9d9d9"}
 LOAD_COLUMNS = (
     "load", "server", "requests/s", "x plain", "TTFT p50 / p95 / p99 [s]", "p50 x plain", "TPOT p50 / p95 / p99 [ms]",
     "prompt tokens", "encoder / compression / prefill [ms a request]", "KV peak [tokens]",
@@ -56,12 +51,6 @@ def labels(results: Cell, model: str) -> dict[str, str]:
     return {cell["server"]: f"{cell['server']} ({cell['peer']})" for cell in cells_of(results, model)}
 
 
-def ratio_to_plain(cell: Cell, among: list[Cell], value: Any) -> str:
-    """``value`` of a cell over that of plain under the same load; empty for plain itself, or without one."""
-    plain = [other for other in among if other["server"] == "plain" and other["load"] == cell["load"]]
-    return "" if cell["server"] == "plain" or not plain else f"{value(cell) / value(plain[0]):.2f}"
-
-
 def load_row(cell: Cell, among: list[Cell]) -> list[str]:
     """A row under LOAD_COLUMNS."""
     ttft = " / ".join(f"{cell['ttft_ms'][p] / 1e3:.2f}" for p in ("p50", "p95", "p99"))
@@ -74,28 +63,6 @@ def load_row(cell: Cell, among: list[Cell]) -> list[str]:
     load = f"{cell['load']} ({cell['requests']})"
     rate = f"{cell['requests_per_s']:.2f}"
     return [load, cell["server"], rate, faster, ttft, sooner, tpot, f"{cell['prompt_tokens']:.0f}", parts, kv]
-
-
-def split(cell: Cell) -> dict[str, float]:
-    """The median TTFT of single requests and of its parts [ms]. Medians of parts need not add up: "rest" is its own."""
-    found = {"ttft": statistics.median(entry["ttft_ms"] for entry in cell["each"])}
-    if cell["worker"]:
-        for part in list(PARTS)[:3]:
-            found[part] = statistics.median(entry[f"{part}_ms"] for entry in cell["each"])
-        rest = [entry["ttft_ms"] - sum(entry[f"{part}_ms"] for part in list(PARTS)[:3]) for entry in cell["each"]]
-        found["rest"] = statistics.median(rest)
-    return found
-
-
-def split_row(cell: Cell, among: list[Cell]) -> list[str]:
-    """A row under SPLIT_COLUMNS."""
-    parts = split(cell)
-    each = [entry["ttft_ms"] / 1e3 for entry in cell["each"]]
-    times = [f"{parts[part]:.1f}" if part in parts else "?" for part in PARTS]
-    share = f"{parts['compression'] / parts['ttft']:.2%}" if "compression" in parts else "?"
-    total = f"{parts['ttft'] / 1e3:.2f} [{min(each):.2f}, {max(each):.2f}]"
-    faster = ratio_to_plain(cell, among, lambda one: split(one)["ttft"])
-    return [cell["server"], f"{cell['prompt_tokens']:.0f}", total, faster, *times, share]
 
 
 def sections(results: Cell) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
@@ -129,17 +96,6 @@ def tables(results: Cell) -> list[Table]:
             table.add_row(*map(escape, row))
         found.append(table)
     return found
-
-
-def provenance(results: Cell) -> list[str]:
-    """Where it ran, and with which options."""
-    lines = ["## Where it ran", "", ", ".join(f"{key} {value}" for key, value in results["machine"].items()), ""]
-    threads = {cell["worker"]["threads"] for cell in results["cells"] if cell["worker"]}
-    if threads:
-        lines += [f"Threads that the worker computes with: {', '.join(map(str, sorted(threads)))}.", ""]
-    for server in results["settings"]["servers"]:
-        lines += [f"- {server['server']}, {server['model']}: `{server['arguments'] or 'started by others'}`"]
-    return [*lines, ""]
 
 
 def write_markdown(results: Cell, path: Path) -> None:

@@ -8,7 +8,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from ..fidelity.clips import read
+from ..common.clips import pictures
 
 PIXELS = 224
 NOISE = 2.0  # standard deviation of the camera's noise, of 255
@@ -93,7 +93,7 @@ def _render(frame: Frame) -> np.ndarray:
 
 
 def _background(view: View) -> np.ndarray:
-    whole = read(view.source)[view.index]
+    whole = pictures(view.source)[view.index]
     height, width = whole.shape[:2]
     top, left = round(view.top * height), round(view.left * width)
     window = whole[top : top + round(view.side * height), left : left + round(view.side * width)]
