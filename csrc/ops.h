@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "element.h"
-#include "parallel.h"
+#include "cpu/parallel.h"
 
 namespace flashvid {
 

@@ -66,7 +66,7 @@ def plugin_sources() -> list[Path]:
     """The files that make the compression: methods, operations, native code."""
     files = [ROOT / "flashvid_vllm" / f"{name}.py" for name in ("budget", "config", "compress")]
     for folder in (ROOT / "flashvid_vllm" / "methods", ROOT / "kernels" / "ops", ROOT / "csrc"):
-        files += [path for path in folder.iterdir() if path.suffix in (".py", ".cpp", ".h", ".cu")]
+        files += [path for path in folder.rglob("*") if path.suffix in (".py", ".cpp", ".h", ".cu")]
     return files
 
 

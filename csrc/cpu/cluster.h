@@ -2,7 +2,7 @@
 // DPC-kNN on the rows of one frame.
 #pragma once
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 #include "ops.h"
 
 namespace flashvid {

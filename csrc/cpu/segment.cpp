@@ -5,7 +5,7 @@
 #include <limits>
 #include <numeric>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 #include "ops.h"
 #include "products.h"
 

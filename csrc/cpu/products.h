@@ -2,7 +2,7 @@
 // Inner products of the tokens of one frame with each other and with those of the next.
 #pragma once
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 #include "ops.h"
 
 namespace flashvid {

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "forest.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
 #include "ops.h"
 
 namespace flashvid {
