@@ -5,6 +5,7 @@
 
 #include "kernels/kernels.h"
 #include "ops.h"
+#include "parallel.h"
 
 namespace flashvid {
 

@@ -4,6 +4,7 @@
 
 #include "kernels/kernels.h"
 #include "ops.h"
+#include "parallel.h"
 
 namespace flashvid {
 

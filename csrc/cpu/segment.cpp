@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 // Segments of frames, and the relevance of tokens to theirs (Sec. 1 and 2).
+#include "segment.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
 
-#include "kernels/kernels.h"
-#include "ops.h"
 #include "products.h"
 
 namespace flashvid {
@@ -48,13 +48,12 @@ Buffer<float> segment_means(const float* frames, int64_t num_frames, int64_t cha
     segment[static_cast<size_t>(t)] = segment[static_cast<size_t>(t - 1)] + (segment_id[t] != segment_id[t - 1]);
   }
   Buffer<float> means((segment.back() + 1) * channels);
-  for (int64_t begin = 0, end; begin < num_frames; begin = end) {
-    for (end = begin + 1; end < num_frames && segment_id[end] == segment_id[begin];) ++end;
+  for_each_segment(segment_id, num_frames, [&](int64_t begin, int64_t end) {
     float* mean = means.data() + segment[static_cast<size_t>(begin)] * channels;
     std::fill_n(mean, channels, 0.0f);
     for (int64_t t = begin; t < end; ++t) kernels().add_row(frames + t * channels, Dtype::kFloat32, channels, mean);
     for (int64_t c = 0; c < channels; ++c) mean[c] /= static_cast<float>(end - begin);
-  }
+  });
   return means;
 }
 

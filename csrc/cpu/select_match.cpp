@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "select_match.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 namespace flashvid {
 
@@ -37,6 +39,16 @@ void select_frame(const Kernels& kernels, float* products, int64_t stride, int64
     for (int64_t j = 0; j < choice; ++j) nearest[j] = std::min(nearest[j], products[j * stride + choice]);
     for (int64_t j = choice + 1; j < n; ++j) nearest[j] = std::min(nearest[j], products[choice * stride + j]);
   }
+}
+
+void select_highest(const float* attention, int64_t n, int64_t k, uint8_t* picked) {
+  std::fill_n(picked, n, uint8_t{0});
+  if (k == 0) return;
+  const auto score = [=](int64_t i) { return std::isfinite(attention[i]) ? attention[i] : -kInfinity; };
+  std::vector<int64_t> order(static_cast<size_t>(n));
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return score(a) > score(b); });
+  for (int64_t i = 0; i < k; ++i) picked[order[static_cast<size_t>(i)]] = 1;
 }
 
 void select_tokens(const Video& video, const float* weight, int64_t k, int64_t* index, int threads) {

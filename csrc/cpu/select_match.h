@@ -10,6 +10,8 @@ namespace flashvid {
 // picked [n] becomes 1 where a token is selected, 0 elsewhere. nearest [n] is a workspace.
 void select_frame(const Kernels& kernels, float* products, int64_t stride, int64_t n, const float* inverse_norms,
                   const float* weight, int64_t k, uint8_t* picked, float* nearest);
+// The same by attention [n] alone: the k highest, others than finite last. attention may be null if k is 0.
+void select_highest(const float* attention, int64_t n, int64_t k, uint8_t* picked);
 
 // Sec. 3. For every token of frame t+1 the most similar one of frame t that `candidate` has, into the rows of
 // frame t+1 of similarity (-inf: none) and best. mask [n] is a workspace.

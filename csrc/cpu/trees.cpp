@@ -6,6 +6,7 @@
 #include "forest.h"
 #include "kernels/kernels.h"
 #include "ops.h"
+#include "parallel.h"
 
 namespace flashvid {
 

@@ -5,6 +5,7 @@
 #define FLASHVID_VECTOR_BYTES 64
 #include <immintrin.h>
 
+#include "choices.h"
 #include "kernels.h"
 #include "rowwise.h"
 #include "tiles.h"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The kernels for AVX2 with FMA (setup.py gives this file its flags).
 #define FLASHVID_VECTOR_BYTES 32
+#include "choices.h"
 #include "kernels.h"
 #include "rowwise.h"
 #include "tiles.h"

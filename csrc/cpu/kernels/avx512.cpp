@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The kernels for AVX-512 (setup.py gives this file its flags).
 #define FLASHVID_VECTOR_BYTES 64
+#include "choices.h"
 #include "kernels.h"
 #include "rowwise.h"
 #include "tiles.h"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The kernels for AVX-512 with bf16 dot products (setup.py gives this file its flags).
 #define FLASHVID_VECTOR_BYTES 64
+#include "choices.h"
 #include "dot_bf16.h"
 #include "kernels.h"
 #include "rowwise.h"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The kernels for any machine: what the compiler makes of 16-byte vectors (SSE2 on x86-64, NEON on ARM).
 #define FLASHVID_VECTOR_BYTES 16
+#include "choices.h"
 #include "kernels.h"
 #include "rowwise.h"
 #include "tiles.h"
