@@ -51,7 +51,7 @@ wheel: setup ## dist/: a wheel that installs without a compiler, and the source 
 	@$(BIN)/python -m tests.wheel
 
 bench: setup ## time the operations
-	@$(BIN)/python -m benchmarks.bench_ops
+	@$(BIN)/python -m benchmarks.ops
 
 fidelity: setup ## what every method keeps of real clips: CLIP's last layers on the compressed tokens
 	@$(BIN)/python -m benchmarks.fidelity

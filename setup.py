@@ -24,20 +24,24 @@ SANITIZE = os.environ.get("FLASHVID_SANITIZE", "0") == "1"
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 # Only these files use more than the baseline; dispatch.cpp calls them where the machine can.
 ISA_FLAGS = {
-    "kernels_avx2.cpp": ["-mavx2", "-mfma"],
-    "kernels_avx512.cpp": AVX512,
-    "kernels_avx512_bf16.cpp": [*AVX512, "-mavx512bf16"],
+    "avx2.cpp": ["-mavx2", "-mfma"],
+    "avx512.cpp": AVX512,
+    "avx512_bf16.cpp": [*AVX512, "-mavx512bf16"],
     # GCC 12's own header reads an undefined vector on purpose and warns of it.
-    "kernels_amx.cpp": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-Wno-uninitialized"],
+    "amx.cpp": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-Wno-uninitialized"],
 }
-COMMON = ["attention", "bindings", "cluster", "compress", "dispatch", "kernels_plain", "memory", "products"]
-COMMON += ["segment", "select_match", "trees"]
+CPU = ["attention", "cluster", "compress", "distances", "memory", "products", "segment", "select_match", "shares"]
+CPU += ["trees"]
 CUDA_ARCHITECTURES = ("80", "90", "100", "120")
 
 
 def sources() -> list[str]:
-    names = [f"{name}.cpp" for name in COMMON] + (list(ISA_FLAGS) if X86 else [])
-    return [f"csrc/{name}" for name in names]
+    kernels = ["dispatch.cpp", "plain.cpp", *(ISA_FLAGS if X86 else [])]
+    return [
+        "csrc/bindings.cpp",
+        *(f"csrc/cpu/{name}.cpp" for name in CPU),
+        *(f"csrc/cpu/kernels/{name}" for name in kernels),
+    ]
 
 
 def nvcc() -> str | None:
@@ -52,7 +56,7 @@ def nvcc_command(compiler: str, source: str, output: str) -> list[str]:
     newest = CUDA_ARCHITECTURES[-1]
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
     codes.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
-    flags = ["-O3", "-std=c++17", "--threads=0", "-Xcompiler=-fPIC", "-Xptxas=-v", *codes]
+    flags = ["-Icsrc", "-O3", "-std=c++17", "--threads=0", "-Xcompiler=-fPIC", "-Xptxas=-v", *codes]
     return [compiler, "-c", source, "-o", output, *flags]
 
 
@@ -78,7 +82,7 @@ class BuildNative(build_ext):
         try:
             library = cudart(compiler)
             output = str(self._folder() / "forest.cu.o")
-            run(nvcc_command(compiler, "csrc/forest.cu", output))
+            run(nvcc_command(compiler, "csrc/cuda/forest.cu", output))
             return [output], [str(library), "-lpthread", "-lrt", "-ldl"]
         except Exception as error:
             say(f"no CUDA part in the native backend ({one_line(error)})")
@@ -98,9 +102,9 @@ class BuildNative(build_ext):
         files = list(ext.sources)
         if objects:
             flags.append("-DFLASHVID_CUDA")
-            files.append("csrc/bindings_cuda.cpp")
-        flags += [f"-I{path}" for path in includes]
-        jobs = {str(self._folder() / f"{Path(source).stem}.o"): source for source in files}
+            files.append("csrc/cuda/bindings.cpp")
+        flags += ["-Icsrc", *(f"-I{path}" for path in includes)]
+        jobs = {str(self._folder() / source.replace("/", "-")) + ".o": source for source in files}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(
                 pool.map(

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "kernels.h"
+#include "cpu/kernels/kernels.h"
 #include "ops.h"
 
 namespace py = pybind11;

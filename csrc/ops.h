@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "element.h"
-#include "parallel.h"
 
 namespace flashvid {
 
@@ -35,9 +34,6 @@ struct Settings {
 void segment_frames(const float* frames, int64_t num_frames, int64_t channels, float threshold, int64_t min_segments,
                     int64_t* segment_id);
 void event_relevance(const Video& video, const int64_t* segment_id, float* relevance, int threads);
-// means [num_segments, channels] of the frame embeddings; segment [num_frames] is each frame's row of them.
-Buffer<float> segment_means(const float* frames, int64_t num_frames, int64_t channels, const int64_t* segment_id,
-                            std::vector<int64_t>& segment);
 
 // ADTS and TSTM (Sec. 2, 3). weight may be null.
 void select_tokens(const Video& video, const float* weight, int64_t k, int64_t* index, int threads);

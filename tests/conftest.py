@@ -83,8 +83,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def forking_servers() -> Iterator[None]:
-    """Every `benchmarks.server.VllmServer` imports vLLM once and not three times: tests/forking_server.py."""
-    from benchmarks.server import VllmServer
+    """Every `benchmarks.common.server.VllmServer` imports vLLM once and not three times: tests/forking_server.py."""
+    from benchmarks.common.server import VllmServer
 
     vllm = VllmServer.command.fget
     assert vllm is not None
@@ -137,7 +137,7 @@ def sharp_model(models: Callable[[Any], Path]) -> Path:
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Six different clips of 8 frames."""
-    from benchmarks.load_clips import make_clips
+    from benchmarks.load.clips import make_clips
 
     return make_clips(6, 24, 8, tmp_path_factory.mktemp("clips"))
 

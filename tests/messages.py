@@ -50,9 +50,9 @@ def messages() -> list[Message]:
 
 
 def _thrown() -> Iterator[tuple[str, str]]:
-    for path in sorted(CPP.iterdir()):
+    for path in sorted(CPP.rglob("*.*")):
         for thrown in re.findall(r"throw std::\w+\((.*?)\);", path.read_text(encoding="utf-8"), re.DOTALL):
-            yield "…".join(re.findall(r'"(.*?)"', thrown)) + "…", f"csrc/{path.name}"
+            yield "…".join(re.findall(r'"(.*?)"', thrown)) + "…", str(path.relative_to(ROOT))
 
 
 def without_words() -> set[tuple[str, str]]:

@@ -59,7 +59,7 @@ def sharpen(directory: Path, kind: str) -> None:
 
 def make_sharp_model(kind: str, directory: Path, dtype: torch.dtype = torch.float32) -> Path:
     """A tiny model of `kind` in the new or empty `directory`, sharpened."""
-    from benchmarks.tiny_model import make_tiny_model
+    from benchmarks.common.tiny_model import make_tiny_model
 
     directory = make_tiny_model(kind, directory, dtype=dtype)
     sharpen(directory, kind)

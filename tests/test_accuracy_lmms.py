@@ -13,9 +13,9 @@ from benchmarks.accuracy.evaluate import Job, lmms_command, run_lmms
 from benchmarks.accuracy.guard import GuardAbort
 from benchmarks.accuracy.recipes import RECIPES
 from benchmarks.accuracy.results import lengths, outcomes_in
-from benchmarks.clips import clip
-from benchmarks.server import VllmServer
-from benchmarks.tiny_model import make_tiny_model
+from benchmarks.common.clips import clip
+from benchmarks.common.server import VllmServer
+from benchmarks.common.tiny_model import make_tiny_model
 
 pytest.importorskip("vllm")
 pytestmark = [

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import machine
+from benchmarks.common import machine
 from flashvid_vllm.serving.cpu import slow_products
 
 AVX2 = {"cpu_name": "A CPU", "architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_bf16": False}

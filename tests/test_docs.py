@@ -34,7 +34,7 @@ from .contract_releases import releases
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(ROOT.glob("benchmarks/ops/*.md"))]
 TROUBLESHOOTING = sorted(DOCS.glob("troubleshooting*.md"))
 TWO_SCREENS = 100  # lines
 

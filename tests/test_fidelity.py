@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import clip_model
-from benchmarks import fidelity_measures as measures
-from benchmarks.clip_model import Encoded
-from benchmarks.fidelity import METHODS, Cells, summarise, write_json
-from benchmarks.fidelity_clips import FRAMES, SCENES
-from benchmarks.fidelity_measures import VIEWS, Tokens
-from benchmarks.fidelity_report import LINKING, table, write_markdown, write_plot
+from benchmarks.common import clip_model
+from benchmarks.common.clip_model import Encoded
+from benchmarks.fidelity import measures
+from benchmarks.fidelity.__main__ import METHODS, Cells, summarise, write_json
+from benchmarks.fidelity.clips import FRAMES, SCENES
+from benchmarks.fidelity.measures import VIEWS, Tokens
+from benchmarks.fidelity.report import LINKING, table, write_markdown, write_plot
 from flashvid_vllm import CompressedVideo, FlashVidConfig, compress
 
 T, N, D = 3, 4, 16
@@ -309,8 +309,8 @@ def test_clip_is_the_packages() -> None:
     of 256 levels of its tensor's range, which CLIP's few huge channels stretch: 0.93 to 0.98 was found, as CPUs round.
     """
     runtime = pytest.importorskip("onnxruntime")
-    from benchmarks.clip_model import preprocess
-    from benchmarks.fidelity_clips import CAR, RABBIT, SPEAKER, take
+    from benchmarks.common.clip_model import preprocess
+    from benchmarks.fidelity.clips import CAR, RABBIT, SPEAKER, take
 
     try:
         frames = torch.cat([preprocess(take(shot, 1)) for shot in (CAR, RABBIT, SPEAKER)])

@@ -19,11 +19,11 @@ pytest.importorskip("vllm")
 from aiohttp import web
 from vllm.benchmarks.lib.endpoint_request_func import RequestFuncOutput
 
-from benchmarks.clips import probe
-from benchmarks.load import Endpoint, Load, LoadError, Monitor, Sent, connect, measure, summary
-from benchmarks.load_clips import make_clips, windows
-from benchmarks.record import Cell
-from benchmarks.worker_times import Stopwatch, WorkerTimes, prefill_tokens
+from benchmarks.common.clips import probe
+from benchmarks.common.record import Cell
+from benchmarks.load.clips import make_clips, windows
+from benchmarks.load.measure import Endpoint, Load, LoadError, Monitor, Sent, connect, measure, summary
+from benchmarks.load.worker_times import Stopwatch, WorkerTimes, prefill_tokens
 
 # --- clips
 
@@ -124,7 +124,7 @@ def sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    monkeypatch.setattr("benchmarks.worker_times.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("benchmarks.load.worker_times.time", SimpleNamespace(perf_counter=lambda: now[0]))
     return sleep
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""benchmarks.load_runs and benchmarks.load_servers: what is started, and what is not measured again."""
+"""benchmarks.load.runs and benchmarks.load.servers: what is started, and what is not measured again."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +11,12 @@ pytest.importorskip("vllm")
 
 from vllm.platforms import current_platform
 
-from benchmarks import load_runs
-from benchmarks.load import Load
-from benchmarks.load_runs import Group, Run, code_fingerprint, key_of, run_all
-from benchmarks.load_servers import SHAPES, Target, compression, vllms_own_pruning
-from benchmarks.record import Cells
-from benchmarks.tiny_model import KINDS, make_tiny_model
+from benchmarks.common.record import Cells
+from benchmarks.common.tiny_model import KINDS, make_tiny_model
+from benchmarks.load import runs as load_runs
+from benchmarks.load.measure import Load
+from benchmarks.load.runs import Group, Run, code_fingerprint, key_of, run_all
+from benchmarks.load.servers import SHAPES, Target, compression, vllms_own_pruning
 
 
 def test_vllms_own_pruning_is_used_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from benchmarks.bench_ops import PEERS, SHAPES, Timer, line_of, measure, table
+from benchmarks.ops.__main__ import PEERS, SHAPES, Timer, line_of, measure, table
 from flashvid_vllm import env_info
 
 

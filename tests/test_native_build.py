@@ -106,7 +106,7 @@ def test_the_source_distribution_carries_the_source(tree: Path) -> None:
     (archive,) = (tree / "dist").glob("*.tar.gz")
     with tarfile.open(archive) as file:
         names = {name.split("/", 1)[-1] for name in file.getnames()}
-    assert {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir()} <= names
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*")} <= names
 
 
 @full

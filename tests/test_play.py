@@ -201,7 +201,7 @@ def test_few_clips_are_held_and_none_stays_behind(tmp_path: Path) -> None:
 def test_the_clip_that_comes_along_is_the_one_that_was_drawn() -> None:
     """Fault: the drawing was changed and not drawn again, or the file cannot be decoded."""
     cv2 = pytest.importorskip("cv2")
-    from benchmarks import drawn_clip
+    from benchmarks.demo import drawn_clip
 
     assert drawn_clip.SAMPLE.samefile(DRAWN)
     capture = cv2.VideoCapture(str(DRAWN))

@@ -12,8 +12,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.clips import clip
-from benchmarks.server import VllmServer
+from benchmarks.common.clips import clip
+from benchmarks.common.server import VllmServer
 from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.core.budget import plan
 

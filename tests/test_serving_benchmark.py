@@ -12,13 +12,15 @@ pytest.importorskip("vllm")
 
 from vllm.platforms import current_platform
 
-from benchmarks import frames, load_runs, serving
-from benchmarks.load import Load
-from benchmarks.load_runs import Group, Run, run_all
-from benchmarks.load_servers import Target, common_arguments
-from benchmarks.record import Cells
-from benchmarks.server import ServerError, VllmServer
-from benchmarks.tiny_model import make_tiny_model
+from benchmarks.common.record import Cells
+from benchmarks.common.server import ServerError, VllmServer
+from benchmarks.common.tiny_model import make_tiny_model
+from benchmarks.frames import __main__ as frames
+from benchmarks.load import runs as load_runs
+from benchmarks.load.measure import Load
+from benchmarks.load.runs import Group, Run, run_all
+from benchmarks.load.servers import Target, common_arguments
+from benchmarks.serving import __main__ as serving
 from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.core.budget import plan
 

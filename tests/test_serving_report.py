@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""benchmarks.serving_report and benchmarks.frames: tables and plots of figures known beforehand."""
+"""benchmarks.serving.report and benchmarks.frames: tables and plots of figures known beforehand."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,10 @@ import pytest
 pytest.importorskip("vllm")
 
 
-from benchmarks import frames, serving_report
-from benchmarks.load import Load
-from benchmarks.record import Cell, write_json
+from benchmarks.common.record import Cell, write_json
+from benchmarks.frames import __main__ as frames
+from benchmarks.load.measure import Load
+from benchmarks.serving import report as serving_report
 
 
 def fabricated(server: str, load: Load, ttft: float, frame_count: int = 16) -> Cell:

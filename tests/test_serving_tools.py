@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks import clips
-from benchmarks.server import MARK, Answer, Progress, ServerError, VllmServer, ask, video_url
+from benchmarks.common import clips
+from benchmarks.common.server import MARK, Answer, Progress, ServerError, VllmServer, ask, video_url
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -207,7 +207,7 @@ def test_the_busiest_process_is_named_by_what_it_does(tmp_path: Path, monkeypatc
 
 
 def test_the_demo_warms_up_once_and_the_modes_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import demo
+    from benchmarks.demo import __main__ as demo
 
     asked: list[Any] = []
     tokens = {"enabled": 400, "retention_ratio": 100}
@@ -294,7 +294,7 @@ def test_tiny_model_is_the_same_for_a_seed(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from benchmarks.tiny_model import make_tiny_model
+    from benchmarks.common.tiny_model import make_tiny_model
 
     before = torch.random.get_rng_state()
     paths = [make_tiny_model("qwen2_5_vl", tmp_path / str(i), dtype=torch.float32, seed=i // 2) for i in range(3)]
@@ -318,7 +318,7 @@ def test_tiny_model_is_the_same_for_a_seed(tmp_path: Path) -> None:
 
 def test_chat_template_takes_media_in_any_order() -> None:
     pytest.importorskip("transformers")
-    from benchmarks.tiny_model.qwen import make_qwen_tokenizer
+    from benchmarks.common.tiny_model.qwen import make_qwen_tokenizer
 
     tokenizer, vocabulary, ids = make_qwen_tokenizer()
     messages = [
@@ -346,7 +346,7 @@ def test_chat_template_takes_media_in_any_order() -> None:
 @pytest.mark.slow
 def test_a_real_server_on_a_real_clip(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
-    from benchmarks.tiny_model import make_tiny_model
+    from benchmarks.common.tiny_model import make_tiny_model
 
     model = make_tiny_model("qwen2_5_vl", tmp_path / "model")
     arguments = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "8192", "--max-num-batched-tokens", "8192"]

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.clips import probe
-from benchmarks.soak import LEFT, cases_of
-from benchmarks.soak_findings import (
+from benchmarks.common.clips import probe
+from benchmarks.soak.__main__ import LEFT, cases_of
+from benchmarks.soak.findings import (
     LEAK,
     Findings,
     Outcome,
@@ -24,7 +24,7 @@ from benchmarks.soak_findings import (
     report,
     slope,
 )
-from benchmarks.soak_requests import SHARES, SIZES, Case, make_broken_clips, make_clips, mix
+from benchmarks.soak.requests import SHARES, SIZES, Case, make_broken_clips, make_clips, mix
 
 CASE = Case("a question", "answer", {})
 BAD = Case("a bad one", "refused", {}, "retention_ratio")

@@ -12,7 +12,7 @@ from .engine import engine, greedy, tokens_and_logprobs
 
 pytest.importorskip("cv2")
 
-from benchmarks import clip_model
+from benchmarks.common import clip_model
 from benchmarks.tinyvlm import answers, data, tokens
 from benchmarks.tinyvlm.features import encode
 from benchmarks.tinyvlm.grid import Cell

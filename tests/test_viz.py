@@ -36,7 +36,7 @@ FRAMES, HEIGHT, WIDTH = 9, 112, 168
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """kind -> directory of its tiny fp32 model."""
-    from benchmarks.tiny_model import make_tiny_model
+    from benchmarks.common.tiny_model import make_tiny_model
 
     folder = tmp_path_factory.mktemp("models")
     return lambda kind: make_tiny_model(kind, folder / kind, dtype=torch.float32)
@@ -197,7 +197,7 @@ def test_a_frame_of_another_size_is_resized(
 @pytest.mark.parametrize(("lost", "small"), [({3}, set()), (set(), {3})])
 def test_benchmarks_do_not_guess(video: Path, monkeypatch: pytest.MonkeyPatch, lost: set[int], small: set[int]) -> None:
     """Their readers took such a frame for the end, or failed in numpy."""
-    from benchmarks import clips
+    from benchmarks.common import clips
 
     monkeypatch.setattr(clips, "clip", lambda name: video)
     assert len(clips.read("made-up", 64)) == FRAMES

@@ -110,7 +110,7 @@ def test_it_holds_the_extension_and_no_openmp(installed: Installed) -> None:
 def test_the_source_distribution_has_what_the_package_is(installed: Installed) -> None:
     with tarfile.open(installed.archive) as file:
         names = {name.split("/", 1)[-1] for name in file.getnames()}
-    tracked = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").iterdir()}
+    tracked = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*")}
     assert tracked | {"setup.py", "pyproject.toml", "README.md", "LICENSE", "kernels/ops/reference.py"} <= names
     assert not any(name.startswith("tests/") for name in names)
 

@@ -25,8 +25,8 @@ import httpx
 import openai
 from rich.console import Console
 
-from benchmarks.clips import clip, probe
-from benchmarks.server import ServerError, VllmServer
+from benchmarks.common.clips import clip, probe
+from benchmarks.common.server import ServerError, VllmServer
 from tests.env.install import SetupError
 
 from .environment import check_lmms_python, lmms_python

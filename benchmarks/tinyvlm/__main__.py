@@ -24,7 +24,9 @@ BLIND = 1500  # training videos whose questions are learned without them
 
 def parse() -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.tinyvlm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("directory", nargs="?", type=Path, help="of the model that `build` makes")
     parser.add_argument("--sheet", type=Path, help="of `data`: an image of the first test videos")

@@ -18,7 +18,7 @@ SCENES = ("street", "towers", "man", "rabbit", "earth")
 
 @dataclass(frozen=True)
 class Shot:
-    """Frames ``start`` to before ``stop`` of a clip of `benchmarks.clips`, and what they show."""
+    """Frames ``start`` to before ``stop`` of a clip of `benchmarks.common.clips`, and what they show."""
 
     source: str
     start: int

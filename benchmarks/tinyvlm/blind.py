@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from ..machine import model_dtype
+from ..common.machine import model_dtype
 from . import data
 from .backgrounds import Split
 from .batches import IGNORED, Sample, collate, question_states

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..record import Cells, plugin_sources
-from ..record import fingerprint as code_of
+from ..common.record import Cells, plugin_sources
+from ..common.record import fingerprint as code_of
 from . import data
 from .answers import encoded, right
 from .backgrounds import Split

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import clip_model
-from ..clips import CLIPS, ROOT
-from ..machine import model_dtype
+from ..common import clip_model
+from ..common.clips import CLIPS, ROOT
+from ..common.machine import model_dtype
 from . import data
 from .backgrounds import Split
 from .progress import progress

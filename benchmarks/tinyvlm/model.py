@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2ForCausalLM
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
 
-from .. import clip_model
-from ..tiny_model import save as save_directory
-from ..tiny_model.llava import HUB_NAMES
-from ..tiny_model.parts import Parts
+from ..common import clip_model
+from ..common.tiny_model import save as save_directory
+from ..common.tiny_model.llava import HUB_NAMES
+from ..common.tiny_model.parts import Parts
 from .features import PATCHES, WIDTH
 from .tokens import IMAGE, VIDEO, encode, tokenizer
 

@@ -8,7 +8,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from ..fidelity_clips import read
+from ..common.clips import pictures
 
 PIXELS = 224
 NOISE = 2.0  # standard deviation of the camera's noise, of 255
@@ -30,7 +30,7 @@ PLATE = (3 * LETTER + 14, 52)  # width, height of a printed word's plate
 
 @dataclass(frozen=True)
 class View:
-    """A background: a window of one frame of a clip of `benchmarks.clips`.
+    """A background: a window of one frame of a clip of `benchmarks.common.clips`.
 
     Attributes:
         source, index: the clip and its frame.
@@ -93,7 +93,7 @@ def _render(frame: Frame) -> np.ndarray:
 
 
 def _background(view: View) -> np.ndarray:
-    whole = read(view.source)[view.index]
+    whole = pictures(view.source)[view.index]
     height, width = whole.shape[:2]
     top, left = round(view.top * height), round(view.left * width)
     window = whole[top : top + round(view.side * height), left : left + round(view.side * width)]

@@ -14,10 +14,10 @@ import numpy as np
 from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.core.settings import CONSECUTIVE, ORIGINAL
 
-from ..clips import ROOT
-from ..record import Cell, Cells, fingerprint_of, plugin_sources, write_json
-from ..record import fingerprint as fingerprint_of_files
-from ..server import VllmServer
+from ..common.clips import ROOT
+from ..common.record import Cell, Cells, fingerprint_of, plugin_sources, write_json
+from ..common.record import fingerprint as fingerprint_of_files
+from ..common.server import VllmServer
 from . import data
 from .answers import encoded, greedy
 from .features import Store

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..machine import model_dtype
+from ..common.machine import model_dtype
 from . import data
 from .alignment import Alignment, labels
 from .backgrounds import Split

@@ -11,9 +11,9 @@ import cv2
 from flashvid_vllm.core.settings import CONSECUTIVE, ORIGINAL
 from flashvid_vllm.tools.tune.__main__ import main as tune
 
-from ..clips import ROOT
-from ..record import fingerprint as fingerprint_of_files
-from ..record import fingerprint_of, plugin_sources
+from ..common.clips import ROOT
+from ..common.record import fingerprint as fingerprint_of_files
+from ..common.record import fingerprint_of, plugin_sources
 from . import data
 from .answers import MOST_TOKENS
 from .features import CACHE

@@ -29,7 +29,7 @@ from .kept import Drawer
 from .upstream import Upstream
 
 PAGE = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
-DRAWN = Path(str(files(__package__) / "sample.webm"))  # benchmarks/drawn_clip.py
+DRAWN = Path(str(files(__package__) / "sample.webm"))  # benchmarks/demo/drawn_clip.py
 MOST_BODY = 64 * 1024  # bytes of a question with its settings
 MOST_TOKENS = 8192  # of an answer
 

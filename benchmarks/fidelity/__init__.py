@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""How much of a real video every method keeps."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What more frames of a video cost under one budget."""
