@@ -86,11 +86,11 @@ def forking_servers() -> Iterator[None]:
     """Every `benchmarks.common.server.VllmServer` imports vLLM once and not three times: tests/forking_server.py."""
     from benchmarks.common.server import VllmServer
 
-    vllm = VllmServer.command.fget
-    assert vllm is not None
+    vllm: Any = VllmServer.__dict__["command"]
+    script = str(Path(__file__).with_name("forking_server.py"))
 
     def command(server: VllmServer) -> list[str]:
-        return [sys.executable, str(Path(__file__).with_name("forking_server.py")), *vllm(server)[1:]]
+        return [sys.executable, script, *vllm.fget(server)[1:]]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(VllmServer, "command", property(command))

@@ -11,7 +11,8 @@ def patch_once_a_launch() -> None:
     do, and takes half of all time for it."""
     from triton.runtime import interpreter
 
-    launch, call, seen = interpreter.GridExecutor.__call__, interpreter.InterpretedFunction.__call__, set()
+    launch, call = interpreter.GridExecutor.__call__, interpreter.InterpretedFunction.__call__
+    seen: set[tuple[bool, ...]] = set()
     language = (interpreter.tl, interpreter.tl.core)
 
     def launched(self: Any, *args: Any, **kwargs: Any) -> Any:

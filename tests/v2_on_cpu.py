@@ -28,7 +28,7 @@ def install() -> None:
 
     from triton.backends import Backend, backends
 
-    backends["cpu"] = Backend(compiler=None, driver=_Driver)  # type: ignore[arg-type]
+    backends["cpu"] = Backend(compiler=None, driver=_Driver)
     take_any_mask()
     patch_once_a_launch()
 
