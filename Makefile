@@ -40,7 +40,7 @@ test-full: setup ## what is longer: wide matrices, more servers, sanitizers
 	FLASHVID_TESTS=full $(PYTEST) --longer
 
 compat: setup ## what we build on in vLLM, held against the other supported releases (0.3 GB each, once)
-	@$(BIN)/python -m tests.contract --others
+	@$(BIN)/python -m tests.serving.contract --others
 
 check: setup ## lint, format and types
 	$(BIN)/ruff check $(SOURCES)
@@ -48,7 +48,7 @@ check: setup ## lint, format and types
 	$(BIN)/mypy
 
 wheel: setup ## dist/: a wheel that installs without a compiler, and the source distribution
-	@$(BIN)/python -m tests.wheel
+	@$(BIN)/python -m tests.house.wheel
 
 bench: setup ## time the operations
 	@$(BIN)/python -m benchmarks.ops

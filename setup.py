@@ -3,7 +3,7 @@
 
 The extension is optional: without pybind11 or a working compiler the install says so in one line and succeeds,
 and torch serves. FLASHVID_NATIVE=0 leaves it out, FLASHVID_CUDA=0 its CUDA part; FLASHVID_SANITIZE=1 builds it
-with AddressSanitizer and UndefinedBehaviorSanitizer. FLASHVID_OPENMP=torch is for wheels (tests/wheel.py): the
+with AddressSanitizer and UndefinedBehaviorSanitizer. FLASHVID_OPENMP=torch is for wheels (tests/house/wheel.py): the
 extension names no OpenMP runtime and takes the one that torch has brought.
 """
 

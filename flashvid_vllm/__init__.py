@@ -13,7 +13,8 @@ The way of a video, one direction and no way back:
     -> tokens and positions        models/full_positions.py    models/positions.py: those of the uncompressed prompt
     -> prefill                     vLLM's own
 
-Imports run one way too: ops <- core <- models <- serving, and ``tools`` (the commands) on top; tests/test_rooms.py.
+Imports run one way too: ops <- core <- models <- serving, and ``tools`` (the commands) on top
+(tests/house/test_rooms.py).
 """
 
 from collections.abc import Mapping

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 if os.environ.get("FLASHVID_RUNNER") == "v2":
-    from . import v2_on_cpu
+    from .support import v2_on_cpu
 
     v2_on_cpu.install()
 
@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure() -> None:
-    gc.unfreeze()  # what tests/engine.py has frozen: it would be reported as leaked
+    gc.unfreeze()  # what tests/support/engine.py has frozen: it would be reported as leaked
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -83,11 +83,11 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def forking_servers() -> Iterator[None]:
-    """Every `benchmarks.common.server.VllmServer` imports vLLM once and not three times: tests/forking_server.py."""
+    """Every server of a test imports vLLM once and not three times: tests/support/forking_server.py."""
     from benchmarks.common.server import VllmServer
 
     vllm: Any = VllmServer.__dict__["command"]
-    script = str(Path(__file__).with_name("forking_server.py"))
+    script = str(Path(__file__).parent / "support" / "forking_server.py")
 
     def command(server: VllmServer) -> list[str]:
         return [sys.executable, script, *vllm.fget(server)[1:]]
@@ -99,7 +99,7 @@ def forking_servers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
-    """The directory of a family's tiny model (`tests.families.Family`), made once."""
+    """The directory of a family's tiny model (`tests.support.families.Family`), made once."""
     made: dict[Any, Path] = {}
 
     def model(family: Any) -> Path:
@@ -119,8 +119,9 @@ def oracles(models: Callable[[Any], Path]) -> Callable[[Any], Any]:
 
 @pytest.fixture(scope="session")
 def engines() -> Iterator[Any]:
-    """Engines that files share (`tests.engine.Engines`): called with a model's directory, settings and options."""
-    from .engine import ENGINES
+    """Engines that files share (`tests.support.engine.Engines`): called with a model's directory, settings,
+    options."""
+    from .support.engine import ENGINES
 
     yield ENGINES
     ENGINES.close()
@@ -129,7 +130,7 @@ def engines() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def sharp_model(models: Callable[[Any], Path]) -> Path:
     """A tiny fp32 Qwen2.5-VL whose answers depend on what it sees and where."""
-    from .families import QWEN2_5_VL
+    from .support.families import QWEN2_5_VL
 
     return models(QWEN2_5_VL)
 

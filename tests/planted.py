@@ -22,7 +22,7 @@ PARTS = ("flashvid_vllm", "kernels", "tests", "benchmarks", "pyproject.toml", "s
 
 @dataclass(frozen=True)
 class Fault:
-    """``old`` becomes ``new`` in ``file``, and ``tests`` (files in tests/, without test_) must fail."""
+    """``old`` becomes ``new`` in ``file``, and ``tests`` (files somewhere in tests/, without test_) must fail."""
 
     file: str
     old: str
@@ -144,6 +144,11 @@ def copy_tree(into: Path) -> None:
     (into / "flashvid_vllm" / "ops").symlink_to("../kernels/ops")
 
 
+def files_of(fault: Fault, tree: Path) -> list[Path]:
+    """The files that must fail."""
+    return [path for name in fault.tests.split() for path in (tree / "tests").rglob(f"test_{name}.py")]
+
+
 def main(words: list[str]) -> int:
     """Plant the faults; 1 if one was not caught."""
     missed = 0
@@ -157,7 +162,7 @@ def main(words: list[str]) -> int:
             start = time.monotonic()
             command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not gpu", "-p", "no:cacheprovider"]
             env = {**os.environ, "FLASHVID_TESTS": "quick", "PYTHONPATH": folder}
-            files = [f"tests/test_{name}.py" for name in fault.tests.split()]
+            files = [str(path) for path in files_of(fault, tree)]
             done = subprocess.run([*command, *files], cwd=tree, env=env, capture_output=True, text=True)
         failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
         caught = done.returncode == 1 and bool(failed)

@@ -18,12 +18,16 @@ SHOWN = 20
 # what a file may cost where `make test` (quick) or `make test-full` (full) runs it, unless BUDGETS says otherwise
 DEFAULT = {"quick": 120, "full": 200}
 BUDGETS: dict[str, dict[str, int]] = {
-    "quick": {"test_server.py": 220, "test_triton.py": 320, "test_families.py": 200, "test_tinyvlm_served.py": 160},
+    "quick": {
+        "benchmarks/test_tinyvlm_served.py": 160, "models/test_families.py": 200, "ops/test_triton.py": 200,
+        "serving/test_server.py": 220,
+    },
     "full": {
-        "test_triton.py": 900, "interpreted/test_ops.py": 400, "interpreted/test_pipeline.py": 500,
-        "test_compile_gate.py": 450, "test_native_build.py": 450, "test_families.py": 400,
-        "test_tensor_parallel.py": 400, "test_speculative.py": 400, "test_server_families.py": 700,
-        "test_serving_benchmark.py": 700, "test_accuracy_lmms.py": 600, "test_compiled.py": 300,
+        "benchmarks/test_accuracy_lmms.py": 600, "benchmarks/test_serving_benchmark.py": 500,
+        "models/test_compiled.py": 300, "models/test_families.py": 400, "models/test_runner_v2.py": 700,
+        "models/test_speculative.py": 400, "models/test_tensor_parallel.py": 400,
+        "ops/interpreted/test_ops.py": 250, "ops/interpreted/test_pipeline.py": 300, "ops/test_compile_gate.py": 450,
+        "ops/test_native_build.py": 450, "ops/test_triton.py": 550, "serving/test_server_families.py": 500,
     },
 }  # fmt: skip
 

@@ -4,7 +4,7 @@
 The package ships it as ONNX with int8 weights (one scale and zero point per output channel) and activations that
 are quantised as it runs. Here the weights are dequantised once and the activations stay fp32. On real frames the
 embeddings have a cosine of 0.96 to 0.98 with those of the file as it is, and equal those of the same graph without
-its quantised activations within 1e-5: `tests/test_fidelity.py` holds both against ONNX Runtime.
+its quantised activations within 1e-5: `tests/benchmarks/test_fidelity.py` holds both against ONNX Runtime.
 
 python -m benchmarks.common.clip_model       fetches and converts it, prints where it lies
 """

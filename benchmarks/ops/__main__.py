@@ -33,7 +33,7 @@ from torch import Tensor
 from flashvid_vllm import CompressedVideo, FlashVidConfig, compress, env_info, ops
 from flashvid_vllm.core.budget import plan
 from flashvid_vllm.ops import native
-from tests.cases import video
+from tests.support.cases import video
 
 from ..common.machine import model_dtype
 from .counts import Work, count

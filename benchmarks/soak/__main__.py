@@ -185,7 +185,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, help="a Markdown file for the result")
     options = parser.parse_args()
-    from tests.sharp import make_sharp_model  # its answers depend on what it sees and where
+    from tests.support.sharp import make_sharp_model  # its answers depend on what it sees and where
 
     with tempfile.TemporaryDirectory(prefix="flashvid-soak-") as name:
         folder = Path(name)

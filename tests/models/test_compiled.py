@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""What torch.compile makes of it: an LLM that is told positions, an encoder with a block whose q and k are needed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flashvid_vllm import engine_args
+
+from ..support.engine import VIDEO, Clip, engine, greedy, prompt_of, tokens_and_logprobs
+from ..support.families import LLAVA_ONEVISION_ORIGINAL
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.longer("compiles"),
+]
+
+
+def answers(llm: Any, video: str = VIDEO) -> list[Any]:
+    prompts = [
+        prompt_of(f"{video}Describe the video.", [Clip(16, 112, 168)], flashvid={"retention_ratio": ratio})
+        for ratio in (0.25, 0.1, 1)
+    ]
+    return [tokens_and_logprobs(output) for output in greedy(llm, prompts)]
+
+
+def test_the_last_full_attention_block_stays_eager(sharp_model: Path) -> None:
+    """With ``compile_mm_encoder``; the other blocks are compiled."""
+    with engine(sharp_model, **engine_args(retention_ratio=0.25)) as llm:
+        eager = answers(llm)
+    options: dict[str, Any] = {"enforce_eager": False, "compilation_config": {"compile_mm_encoder": True}}
+    with engine(sharp_model, **engine_args(retention_ratio=0.25), **options) as llm:
+        # vLLM 0.32's compiled encoder does not run on a CPU while its weights want gradients
+        llm.apply_model(lambda model: model.visual.requires_grad_(False))
+        compiled = answers(llm)
+        blocks = llm.apply_model(lambda model: [block.do_not_compile for block in model.visual.blocks])[0]
+    assert blocks == [False, False, False, True]  # the tiny model's last full-attention block is its last
+    assert_same(eager, compiled, 0.01)
+
+
+def test_original_positions_in_a_compiled_llm(tmp_path: Path) -> None:
+    """It was traced for positions [3, n], as M-RoPE has them."""
+    family = LLAVA_ONEVISION_ORIGINAL
+    directory = family.make(tmp_path / "model")
+    found = []
+    for eager in (True, False):
+        settings = engine_args(retention_ratio=0.25, **family.settings)
+        with engine(directory, **settings, enforce_eager=eager) as llm:
+            found.append(answers(llm, family.video))
+    assert_same(found[0], found[1], family.tolerance)
+
+
+def assert_same(answers: list[Any], others: list[Any], tolerance: float) -> None:
+    for (ids, steps), (other_ids, other_steps) in zip(answers, others, strict=True):
+        assert ids == other_ids
+        for step, other in zip(steps, other_steps, strict=True):
+            assert max(abs(step[i] - other[i]) for i in step.keys() & other.keys()) < tolerance

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""Speculative decoding drafts from the compressed prompt and loses nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flashvid_vllm import engine_args
+
+from ..support.drafts import make_eagle3
+from ..support.engine import Clip, engine, greedy, in_new_process, prompt_of
+from ..support.families import LLAVA_ONEVISION_ORIGINAL, LLAVA_VIDEO, QWEN2_5_VL, QWEN3_VL, Family
+
+pytestmark = pytest.mark.slow
+NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+
+
+FAMILIES = [QWEN2_5_VL, QWEN3_VL, LLAVA_VIDEO, LLAVA_ONEVISION_ORIGINAL]
+
+
+def prompts_of(family: Family) -> list[Any]:
+    """One video, two of them, and text alone."""
+    video = family.video
+    return [
+        prompt_of(f"0 1 2 3 0 1 2 3 {video}0 1 2", [Clip(16, 112, 160)]),
+        prompt_of(f"{video}and{video}", [Clip(4, 84, 112), Clip(9, 112, 84, seed=1)]),
+        prompt_of("The quick brown fox. The quick"),
+    ]
+
+
+def answers(directory: str, name: str, speculate: bool) -> tuple[list[list[int]], float]:
+    """Greedy answers, and how many tokens were drafted for them."""
+    family = next(family for family in FAMILIES if family.name == name)
+    prompts = prompts_of(family)
+    options = {"speculative_config": NGRAM} if speculate else {}
+    with engine(
+        directory, **engine_args(retention_ratio=0.3, **family.settings), disable_log_stats=False, **options
+    ) as llm:
+        return chosen(llm, prompts, 24), drafted(llm)[0] if speculate else 0
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(family, id=family.name, marks=pytest.mark.longer("a process each")) for family in FAMILIES],
+)
+def test_ngram_speculation_is_lossless(family: Family, tmp_path: Path) -> None:
+    directory = str(family.make(tmp_path / family.kind))
+    plain, _ = answers(directory, family.name, False)
+    # vLLM's n-gram drafter loads numba, after which no engine on a CPU can start in the same process
+    speculated, offered = in_new_process(answers, tmp_path, directory, family.name, True)
+    assert offered > 10
+    assert speculated == plain
+
+
+def chosen(llm: Any, prompts: list[Any], max_tokens: int) -> list[list[int]]:
+    return [list(output.outputs[0].token_ids) for output in greedy(llm, prompts, max_tokens)]
+
+
+def drafted(llm: Any) -> tuple[float, float]:
+    """Tokens that a speculating engine has drafted, and of those that it has accepted."""
+    counters = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
+    return counters["vllm:spec_decode_num_draft_tokens"], counters["vllm:spec_decode_num_accepted_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("family", "step"),
+    [
+        pytest.param(QWEN2_5_VL, 32, id="qwen2_5_vl"),
+        pytest.param(QWEN2_5_VL, 4096, id="qwen2_5_vl-whole", marks=pytest.mark.longer("prompts in one step")),
+        pytest.param(QWEN3_VL, 32, id="qwen3_vl", marks=pytest.mark.longer("DeepStack")),
+    ],
+)
+def test_eagle3_is_lossless(family: Family, step: int, models: Any, engines: Any, tmp_path: Path) -> None:
+    """The drafter asks for a chunk's embeddings once more, shifted by a token: they come without our channels, and
+    the target's positions stay. In steps smaller than a video."""
+    directory, prompts = models(family), prompts_of(family)
+    plain = chosen(engines(directory, {"retention_ratio": 0.3}), prompts, 24)
+    drafter = {
+        "method": "eagle3",
+        "model": str(make_eagle3(directory, tmp_path / "drafter")),
+        "num_speculative_tokens": 3,
+    }
+    options = {"max_num_batched_tokens": step, "max_num_seqs": 8, "disable_log_stats": False}
+    llm = engines(directory, {"retention_ratio": 0.3}, speculative_config=drafter, **options)
+    assert chosen(llm, prompts, 24) == plain
+    offered, accepted = drafted(llm)
+    assert 0 < accepted < offered
