@@ -207,7 +207,9 @@ def write(frames: np.ndarray, path: Path, fps: float) -> None:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.common.clips", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", nargs="?", choices=tuple(CLIPS))
     options = parser.parse_args()
     if options.name:

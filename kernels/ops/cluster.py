@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .device import finite_or, pick
 from .launch import launch, power_of_2
+from .layout import Layout
 
 LOWEST_SCORE = tl.constexpr(-3.4028234663852886e38)  # of log(0), so that padding ranks below it
 
@@ -159,12 +160,7 @@ def cluster(
     neighbours: int,
     assignment: Tensor,
     centers: Tensor | None = None,
-    candidate: Tensor | None = None,
-    slot_token: Tensor | None = None,
-    picked_before: Tensor | None = None,
-    row_base: Tensor | None = None,
-    slot_row: Tensor | None = None,
-    source_index: Tensor | None = None,
+    layout: Layout | None = None,
     start: int = 0,
 ) -> None:
     """Cluster the first ``count`` of S tokens of every frame around density peaks.
@@ -175,14 +171,18 @@ def cluster(
         neighbours: that make the density, the token itself included; a frame with fewer tokens takes all.
         centers, assignment: [clusters], [S] int64, written as ``cluster_tokens`` returns them (one frame).
 
-    Without ``centers``, the output rows of every frame are laid out instead:
-        candidate [T, N], slot_token and picked_before [T, S], row_base [T + 1]: of ``roots`` and ``guarantee``.
-        slot_row: [T, S] int32, becomes the output row that each root joins, or -1.
-        source_index: [B] int64, written at the rows of these frames.
-        assignment: [T, N] int64, written at the tokens that ADTS kept.
+    With ``layout`` instead of ``centers``, the output rows of these frames are laid out: its ``slot_row`` and
+    ``source_index`` are written, and ``assignment`` [T, N] int64 at the tokens that ADTS kept.
     """
     frames, slots, _ = gram.shape
-    n = slots if candidate is None else candidate.shape[1]
+    n = slots
+    lists: tuple[Tensor | None, ...] = (None,) * 6
+    if layout is not None:
+        n = layout.candidate.shape[1]
+        lists = (
+            layout.candidate, layout.slot_token, layout.picked_before, layout.row_base, layout.slot_row,
+            layout.source_index,
+        )  # fmt: skip
     block = power_of_2(slots)
     launch(
         cluster_kernel,
@@ -192,12 +192,7 @@ def cluster(
         clusters,
         centers,
         assignment,
-        candidate,
-        slot_token,
-        picked_before,
-        row_base,
-        slot_row,
-        source_index,
+        *lists,
         start,
         n,
         slots,

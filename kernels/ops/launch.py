@@ -3,6 +3,8 @@
 
 ``record`` lists what the wrappers launch; with ``run=False`` and tensors on the "meta" device it is a dry
 run, so that a compile gate sees the very kernels, block sizes and signatures of a real run.
+
+A launch lists its kernel's arguments again, in order: a kernel takes them one by one, and each is specialised alone.
 """
 
 from collections.abc import Iterator

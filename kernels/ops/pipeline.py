@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import DPC_NEIGHBOURS, cluster, forest, gram, guarantee, match, segment, select, tokens
 from .launch import cdiv
+from .layout import Layout
 
 WORKSPACE_BYTES = 2**30  # beyond the features
 
@@ -48,6 +49,7 @@ class Chunks:
         return 12 + 2 * more_selected + 3 * (cdiv(num_frames, self.merge_frames) - 1)
 
 
+# The signature stands in native.compress_on_device too: torch.library makes an op's schema of it, so it is no object.
 def compress_video(
     features: Tensor,
     attention: Tensor | None,
@@ -109,6 +111,9 @@ def compress_video(
     out = torch.empty((total, d), dtype=features.dtype, device=features.device)
     source_index, size = empty(total, dtype=torch.int64), empty(total, dtype=torch.int64)
     assignment = empty(t, n, dtype=torch.int64)
+    layout = Layout(
+        candidate, root, count, row_base, slot, slot_token, picked_before, tree_size, slot_row, source_index
+    )
     step = chunks.merge_frames
     products = empty(step, slots, slots)
     mean = empty(step, slots, d)
@@ -118,42 +123,9 @@ def compress_video(
         stop = min(start + step, t)
         here = stop - start
         gram.gram(mean[:here], products[:here], frames[start:stop], count[start:stop])
-        cluster.cluster(
-            products[:here],
-            count,
-            clusters,
-            d,
-            DPC_NEIGHBOURS,
-            assignment,
-            None,
-            candidate,
-            slot_token,
-            picked_before,
-            row_base,
-            slot_row,
-            source_index,
-            start,
-        )
+        cluster.cluster(products[:here], count, clusters, d, DPC_NEIGHBOURS, assignment, layout=layout, start=start)
         following = spare[: min(step, t - stop)] if spare is not None and stop < t else None
-        tokens.write_tokens(
-            features,
-            candidate,
-            root,
-            slot,
-            slot_token,
-            count,
-            slot_row,
-            tree_size,
-            row_base,
-            source_index,
-            mean,
-            following,
-            out,
-            size,
-            assignment,
-            start,
-            stop,
-        )
+        tokens.write_tokens(features, layout, mean, following, out, size, assignment, start, stop)
         if spare is not None:
             mean, spare = spare, mean
     return out, source_index, size, assignment

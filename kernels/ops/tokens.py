@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .forest import ROWS_AT_A_TIME, channels_at_a_time, store_tree_mean
 from .launch import cdiv, launch, power_of_2
+from .layout import Layout
 
 
 @triton.jit
@@ -155,15 +156,7 @@ def tokens_kernel(
 
 def write_tokens(
     x: Tensor,
-    candidate: Tensor,
-    root: Tensor,
-    slot: Tensor,
-    slot_token: Tensor,
-    count: Tensor,
-    slot_row: Tensor,
-    tree_size: Tensor,
-    row_base: Tensor,
-    source_index: Tensor,
+    layout: Layout,
     mean: Tensor,
     next_mean: Tensor | None,
     tokens: Tensor,
@@ -176,16 +169,14 @@ def write_tokens(
 
     Args:
         x: [T, N, D] fp32, fp16 or bf16, any strides; all that follow are contiguous.
-        candidate: [T, N] uint8.
-        root, slot, slot_token: of ``roots``; row_base, count: of ``guarantee``.
-        slot_row, source_index: of ``cluster``, written for the frames before ``stop``.
-        tree_size, mean: of ``tree_means``, for frames ``start`` to ``stop``.
+        layout: of the frames before ``stop``.
+        mean: of ``tree_means``, for frames ``start`` to ``stop``.
         next_mean: [frames, S, D] float32, becomes the tree means of the frames from ``stop`` on; or None.
         tokens, size: [B, D] of the features' dtype and [B] int64, written at the rows of these frames.
         assignment: [T, N] int64, written at the candidates of these frames.
     """
     num_frames, n, d = x.shape
-    slots = slot_token.shape[1]
+    slots = layout.slot_token.shape[1]
     block_d = channels_at_a_time(d)
     blocks = cdiv(d, block_d)
     token_programs = min(len(tokens), (stop - start) * n) * blocks
@@ -194,15 +185,15 @@ def write_tokens(
         tokens_kernel,
         token_programs + stop - start + next_frames * slots * blocks,
         x,
-        candidate,
-        root,
-        slot,
-        slot_token,
-        count,
-        slot_row,
-        tree_size,
-        row_base,
-        source_index,
+        layout.candidate,
+        layout.root,
+        layout.slot,
+        layout.slot_token,
+        layout.count,
+        layout.slot_row,
+        layout.tree_size,
+        layout.row_base,
+        layout.source_index,
         mean,
         next_mean,
         tokens,

@@ -154,6 +154,7 @@ class LlavaModel(FullPositionsModel):
         return out
 
     # --- positions, asked for with `flashvid_original` only
+    # vLLM's two methods stand in `mrope` too: in a base of both they would hide vLLM's own, which that calls
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         return self.first_positions(input_tokens, mm_features)
