@@ -138,8 +138,10 @@ class LlavaModel(FullPositionsModel):
 
     def _process_video_pixels(self, inputs: Any) -> Any:
         videos = inputs["pixel_values_videos"]
-        if not any(self.flashvid_configs):
+        if not self.flashvid_configs:  # FlashVID is not on
             return super()._process_video_pixels(inputs)  # type: ignore[misc]
+        # one by one, plain ones too: of several that differ in length vLLM 0.32 makes 3-D embeddings, which its Model
+        # Runner V2 takes for the model's fault and ends
         out: list[Tensor] = []
         for frames, config in zip(videos, self.flashvid_configs, strict=True):
             if config is None:
