@@ -23,6 +23,11 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
+if os.environ.get("FLASHVID_RUNNER") == "v2":
+    from . import v2_on_cpu
+
+    v2_on_cpu.install()
+
 pytest.importorskip("vllm")
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: MIT
 """vLLM's Model Runner V2, the default on a GPU, on a CPU: its Triton kernels interpreted.
 
-With FLASHVID_RUNNER=v2 in the environment tests/conftest.py calls `install` before anything imports vLLM or Triton; all
-engines of that process then have V2, which is vLLM's own class (vllm/v1/worker/cpu/), not patched.
+With FLASHVID_RUNNER=v2 in the environment tests/conftest.py, and tests/support/engine.py in a process of its own, call
+`install` before anything imports vLLM or Triton; all engines of that process then have V2, which is vLLM's own class
+(vllm/v1/worker/cpu/), not patched.
 """
 
 import os
 import sys
 
 from .interpreter import patch_once_a_launch, take_any_mask
+
+installed: list[bool] = []
 
 
 class _Driver:
@@ -20,7 +23,10 @@ class _Driver:
 
 
 def install() -> None:
-    """Let engines that this process starts have Model Runner V2."""
+    """Let engines that this process starts have Model Runner V2. A second call changes nothing."""
+    if installed:
+        return
+    installed.append(True)
     assert not {"vllm", "triton"} & set(sys.modules), "too late"
     os.environ["TRITON_INTERPRET"] = "1"  # @triton.jit makes Python that works on CPU tensors
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
