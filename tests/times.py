@@ -95,6 +95,10 @@ class Times:
             terminalreporter.line(f"{cost:7.1f}  {test}")
         files = sorted(self.files().items(), key=lambda item: -item[1])[:SHOWN]
         terminalreporter.line("by file: " + ", ".join(f"{file} {cost:.0f}" for file, cost in files))
+        folders: dict[str, float] = defaultdict(float)
+        for file, cost in self.files().items():
+            folders[file.split("/")[0]] += cost
+        terminalreporter.line("by folder: " + ", ".join(f"{name} {cost:.0f}" for name, cost in sorted(folders.items())))
         for line in self.lines:
             terminalreporter.line(f"OVER BUDGET: {line}", red=True)
 

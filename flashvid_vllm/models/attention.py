@@ -17,24 +17,22 @@ from torch import Tensor, nn
 
 from .. import ops
 
+# Channels that a score travels in, though it fills one or two: rows whose length is not divisible by 16 are not known
+# to be aligned, and every kernel would load them two bytes at a time
+SCORE_CHANNELS = 16
+
 
 def append_scores(features: Tensor, scores: Tensor) -> Tensor:
-    """Append fp32 ``scores`` [n] to ``features`` [n, D] as bits, in 1 (fp32) or 2 (bf16, fp16)
-    more channels: rounding them to 16 bits would change which tokens are kept."""
+    """Append fp32 ``scores`` [n] to ``features`` [n, D] as bits, in 1 (fp32) or 2 (bf16, fp16) of SCORE_CHANNELS more
+    channels: rounding them to 16 bits would change which tokens are kept."""
     bits = scores.to(torch.float32).contiguous().view(features.dtype).view(len(scores), -1)
-    return torch.cat([features, bits], dim=1)
+    return torch.cat([features, bits, features.new_zeros(len(scores), SCORE_CHANNELS - bits.shape[1])], dim=1)
 
 
 def take_scores(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Split what `append_scores` joined: features [n, D] and fp32 scores [n]."""
-    channels = score_channels(features.dtype)
-    bits = features[:, -channels:].contiguous()
-    return features[:, :-channels], bits.view(torch.float32).flatten()
-
-
-def score_channels(dtype: torch.dtype) -> int:
-    """Channels of ``dtype`` that one fp32 score takes."""
-    return 4 // dtype.itemsize
+    """Split what `append_scores` joined: features [n, D], a view, and fp32 scores [n]."""
+    features, bits = features[:, :-SCORE_CHANNELS], features[:, -SCORE_CHANNELS:]
+    return features, bits[:, : 4 // bits.itemsize].contiguous().view(torch.float32).flatten()
 
 
 @contextmanager
@@ -93,7 +91,7 @@ class ScoringTower:
     @property
     def out_hidden_size(self) -> int:
         """Channels of the output, as a rank without a video of its own must know them."""
-        return int(self._tower.out_hidden_size) + score_channels(self._tower.dtype)
+        return int(self._tower.out_hidden_size) + SCORE_CHANNELS
 
     def __call__(self, pixels: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
         with watch_attention(self._attention) as seen:

@@ -34,11 +34,14 @@ def log_sum_exp_kernel(
     stride_kh,
     stride_kn,
     stride_kd,
+    UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    d, stride_qt, stride_qh, stride_qn = d * UNIT, stride_qt * UNIT, stride_qh * UNIT, stride_qn * UNIT
+    stride_kt, stride_kh, stride_kn = stride_kt * UNIT, stride_kh * UNIT, stride_kn * UNIT
     of_head = (tl.program_id(0) // row_blocks).to(tl.int64)
     t, head = of_head // heads, of_head % heads
     at_m = (tl.program_id(0) % row_blocks * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
@@ -78,12 +81,15 @@ def column_mean_kernel(
     stride_kh,
     stride_kn,
     stride_kd,
+    UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     # One program sums a block of columns over all heads and queries: no atomics, a fixed order.
+    d, stride_qt, stride_qh, stride_qn = d * UNIT, stride_qt * UNIT, stride_qh * UNIT, stride_qn * UNIT
+    stride_kt, stride_kh, stride_kn = stride_kt * UNIT, stride_kh * UNIT, stride_kn * UNIT
     t = (tl.program_id(0) // column_blocks).to(tl.int64)
     at_n = (tl.program_id(0) % column_blocks * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     at_d = tl.arange(0, BLOCK_D).to(tl.int64)
@@ -103,6 +109,15 @@ def column_mean_kernel(
     tl.store(received + t * n + at_n, acc / (heads * n), mask=at_n < n)
 
 
+def row_unit(*tensors: Tensor) -> int:
+    """What a compiler may know to divide the length and every stride of rows that lie in one piece: 8, or 1.
+
+    16 bytes of fp16 and bf16 are then loaded at once. Triton itself looks for 16, which heads of 72 channels are not.
+    """
+    whole = all(x.stride(-1) == 1 and all(size % 8 == 0 for size in (x.shape[-1], *x.stride()[:-1])) for x in tensors)
+    return 8 if whole else 1
+
+
 def attention(query: Tensor, key: Tensor, logs: Tensor, received: Tensor) -> None:
     """Average the attention that each token receives, over heads and queries, in two passes.
 
@@ -118,12 +133,14 @@ def attention(query: Tensor, key: Tensor, logs: Tensor, received: Tensor) -> Non
     if d > MOST_CHANNELS:
         raise ValueError(f"a head must have at most {MOST_CHANNELS} channels, got {d}")
     half = query.element_size() == 2
-    sizes = (LOG2_E / math.sqrt(d), heads, n, d)
-    strides = (*query.stride(), *key.stride())
+    unit = row_unit(query, key)
+    sizes = (LOG2_E / math.sqrt(d), heads, n, d // unit)
+    strides = [s // unit for x in (query, key) for s in x.stride()[:3]]
+    strides[3:3], strides[7:7] = query.stride()[3:], key.stride()[3:]
     block_d = power_of_2(d, least=16)
     block_m, block_n = (64, 64) if half else (16, 64)  # more queries in fp32 spill on sm_80 to sm_120
     row_blocks, column_blocks = cdiv(n, block_m), cdiv(n, block_n)
-    options: dict[str, Any] = {"PRECISION": dot_precision(), "BLOCK_M": block_m, "BLOCK_N": block_n}
+    options: dict[str, Any] = {"UNIT": unit, "PRECISION": dot_precision(), "BLOCK_M": block_m, "BLOCK_N": block_n}
     launch(
         log_sum_exp_kernel,
         t * heads * row_blocks,

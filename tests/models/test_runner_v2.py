@@ -33,7 +33,8 @@ SOME = [
 # without EAGLE: on V2 its drafter is handed one layer's states, not three, for a text in plain vLLM too
 ALL = [
     "models/runner_v2", "models/test_engine_oracle.py", "models/test_families.py", "models/test_positions_and_ids.py",
-    "models/test_odd_prompts.py", "models/test_video_embeds.py", "serving/test_pressure.py", "serving/test_requests.py",
+    "models/test_odd_prompts.py", "models/test_video_embeds.py", "models/test_lora.py", "models/test_pieces.py",
+    "serving/test_pressure.py", "serving/test_requests.py",
 ]  # fmt: skip
 NGRAM = "models/test_speculative.py::test_ngram_speculation_is_lossless[qwen2_5_vl]"
 

@@ -23,6 +23,7 @@ from triton.compiler import ASTSource
 
 from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.core.budget import plan
+from flashvid_vllm.models.attention import SCORE_CHANNELS
 from flashvid_vllm.ops.launch import Launch, record
 
 TARGETS = {f"sm_{number}": GPUTarget("cuda", number, 32) for number in (80, 86, 89, 90, 100, 120)}
@@ -54,6 +55,8 @@ class Report:
         shared: bytes of shared memory.
         matrix: matrix instructions in the code.
         plain_tf32: fp32 products whose operands are rounded to 10 bits.
+        copies: asynchronous copies to shared memory, by which a loop loads ahead of what it computes (CUDA).
+        narrow: loads of 2 bytes a thread (CUDA): rows that are not known to be aligned.
     """
 
     kernel: str
@@ -63,30 +66,37 @@ class Report:
     shared: int
     matrix: int
     plain_tf32: int
+    copies: int
+    narrow: int
     faults: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         fault = f"   {'; '.join(self.faults)}" if self.faults else ""
         return (
             f"{self.kernel:24} {self.target:7} {self.registers:4d} registers {self.spilled:5d} B spilled "
-            f"{self.shared / 1024:6.1f} KiB shared {self.matrix:4d} matrix{fault}"
+            f"{self.shared / 1024:6.1f} KiB shared {self.matrix:4d} matrix {self.copies:3d} copies "
+            f"{self.narrow:3d} narrow{fault}"
         )
 
 
 def launches(shape: tuple[int, int, int, int, int, int], dtype: torch.dtype, hip: bool) -> list[Launch]:
-    """Every kernel that compressing one video of this shape launches, received attention included."""
+    """Every kernel that compressing one video of this shape launches, received attention included.
+
+    As a model serves it: beside the features ride scores (Qwen), and q and k are parts of one product.
+    """
     from flashvid_vllm.ops import pipeline, triton_backend
 
     t, n, d, heads, patches, channels = shape
     with record(run=False, hip=hip) as found:
-        features = torch.empty(t, n, d, dtype=dtype, device="meta")
+        features = torch.empty(t, n, d + SCORE_CHANNELS, dtype=dtype, device="meta")[..., :d]
         attention = torch.empty(t, n, device="meta")
         budget = plan(t, n, FlashVidConfig(retention_ratio=0.1))
         for selection in ("attention_diversity_event", "attention"):
             for matching in ("tree", "position"):
                 sizes = (budget.selected_per_frame, budget.merged, selection, matching, 0.8, 0.9, 8)
                 pipeline.compress_video(features, attention, *sizes)
-        query, key = (torch.empty(t, heads, patches, channels, dtype=dtype, device="meta") for _ in range(2))
+        product = torch.empty(t, patches, 3 * heads * channels, dtype=dtype, device="meta")
+        query, key = (x.unflatten(-1, (heads, channels)).transpose(1, 2) for x in product.chunk(3, dim=-1)[:2])
         triton_backend.UNREGISTERED["received_attention"](query, key)
     return list({(x.name, str(x.signature), str(x.constants), str(x.options)): x for x in found}.values())
 
@@ -122,6 +132,7 @@ def compile_launch(launch: Launch, target: str) -> Report:
     report = Report(
         launch.name, target, registers, spilled, compiled.metadata.shared, len(re.findall(MATRIX, code)),
         sum(_is_plain_tf32(line) for line in compiled.asm["ttir"].splitlines()),
+        len(re.findall(r"cp\.async\.c[ag]", code)), len(re.findall(r"ld\.global\S*\.[ub]16 ", code)),
     )  # fmt: skip
     report.faults.extend(faults(report, launch))
     return report
@@ -137,6 +148,10 @@ def faults(report: Report, launch: Launch) -> Iterator[str]:
         yield "no matrix instructions"
     if report.plain_tf32:
         yield "plain TF32"
+    if report.narrow:
+        yield f"{report.narrow} loads of 2 bytes"
+    if report.target.startswith("sm_") and wants_matrix(launch) and not report.copies:
+        yield "loads nothing ahead"
 
 
 def wants_matrix(launch: Launch) -> bool:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Every kernel compiles for every GPU generation, as it would be launched: no spills, shared memory that the device
-has, matrix instructions where they belong, never plain TF32. And the gate can fail."""
+has, matrix instructions where they belong, loads that are wide and ahead, never plain TF32. And the gate can fail."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from flashvid_vllm.ops.launch import Launch
+from flashvid_vllm.ops import gram
+from flashvid_vllm.ops.launch import Launch, record
 
 from .compile_gate import SHAPES, TARGETS, compile_launch, launches, wants_matrix
 
@@ -73,6 +74,14 @@ def greedy(size: int, stages: int, precision: str, warps: int = 4) -> Launch:
     return Launch(greedy_kernel, 1, signature, constants, ("x", "out"), {"num_warps": warps, "num_stages": stages})
 
 
+def unaligned() -> Launch:
+    """The Gram kernel on rows that are two channels longer than their features."""
+    x, out = torch.empty(2, 64, 66, dtype=torch.bfloat16, device="meta"), torch.empty(2, 64, 64, device="meta")
+    with record(run=False, hip=False) as found:
+        gram.gram(x[..., :64], out)
+    return found[0]
+
+
 @pytest.mark.parametrize(
     ("launch", "target", "fault"),
     [
@@ -85,8 +94,10 @@ def greedy(size: int, stages: int, precision: str, warps: int = 4) -> Launch:
             "sm_90",
             "no matrix instructions",
         ),
+        (unaligned(), "sm_90", "loads of 2 bytes"),
+        (unaligned(), "sm_90", "loads nothing ahead"),
     ],
-    ids=["spills", "shared memory", "plain TF32", "no matrix instructions"],
+    ids=["spills", "shared memory", "plain TF32", "no matrix instructions", "unaligned", "no pipeline"],
 )  # fmt: skip
 def test_the_gate_can_fail(launch: Launch, target: str, fault: str) -> None:
     assert any(fault in found for found in compile_launch(launch, target).faults)
