@@ -60,8 +60,8 @@ FAULTS = [
     Fault(PLUGIN + "models/positions.py", "mark[2] = -1 - torch", "mark[2] = -2 - torch", "positions"),
     Fault(
         PLUGIN + "models/positions.py",
-        "cursor = firsts[bisect_left(firsts, cursor)]",
-        "cursor = cursor + 0",
+        "place = waiting.cumsum(0) - 1",
+        "place = waiting.cumsum(0) - 2",
         "positions",
     ),
     Fault(

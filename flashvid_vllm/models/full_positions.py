@@ -2,6 +2,7 @@
 """Kept tokens, and all text, at the positions that they have in the uncompressed prompt (see ``positions``)."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from vllm.multimodal.inputs import PlaceholderRange
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from .base import FlashVidModel
-from .positions import Span, compress_positions, delta_of, fill_positions
+from .positions import LAST_DELTA, Span, compress_positions, delta_of, fill_positions
 
 
 class FullPositionsModel(FlashVidModel):
@@ -50,12 +51,13 @@ class FullPositionsModel(FlashVidModel):
         self, multimodal_embeddings: Sequence[Tensor], mrope_positions: Tensor, num_computed_tokens: int
     ) -> tuple[Sequence[Tensor], Tensor, int]:
         """What vLLM's recompute_mrope_positions gives: embeddings alone, `fill_positions` of a chunk, the delta."""
-        # Model Runner V2 copies positions, and lays a request out anew whenever it starts
+        # Model Runner V2 copies positions to the device, and lays a request out anew whenever it starts
         marks = getattr(mrope_positions, "flashvid_marks", mrope_positions)
+        delta = LAST_DELTA.pop() if LAST_DELTA else delta_of(marks)
         width = self.embedding_width()
-        with gpu_sync_allowed():
-            delta = delta_of(marks)
-            if any(embedding.shape[1] > width for embedding in multimodal_embeddings):
+        if any(embedding.shape[1] > width for embedding in multimodal_embeddings):
+            # Runner V1 has positions on the host, and embeddings on the device
+            with gpu_sync_allowed() if marks.is_cpu else nullcontext():
                 mrope_positions = fill_positions(
                     mrope_positions, marks, multimodal_embeddings, width, num_computed_tokens
                 )

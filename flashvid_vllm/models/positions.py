@@ -13,7 +13,6 @@ user may write any of them. So a mark says which row of its video waits there, a
 which row it is.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +23,10 @@ _DIGITS = 3  # base 256; bf16 and fp16 hold every integer up to 256 exactly
 LIMIT = 256**_DIGITS
 """Positions inside a compressed video are below it."""
 CHANNELS = 4 * _DIGITS  # a position's three rows, and which row of its video it is
+
+# The delta of the request whose positions Model Runner V2 has read last, if nobody has taken it yet: `delta_of` the
+# positions would wait for the device. serving/compat.py puts it here.
+LAST_DELTA: list[int] = []
 
 
 @dataclass(frozen=True)
@@ -98,23 +101,20 @@ def fill_positions(
 
     Returns:
         [3, L'], a copy; tokens of this chunk are final. Embeddings shifted by one token, as drafters ask
-        for once the chunk itself is filled, change nothing: what they are taken for lies no later than
-        where they belong and so inside the chunk.
+        for once the chunk itself is filled, make nothing wrong: each is taken for the token where it
+        belongs, or for one before it, whose mark is another.
     """
-    filled = positions.clone()
-    firsts = (marks[2] == -1).nonzero().flatten().tolist()
-    cursor = num_computed_tokens
-    for embedding in embeddings:
-        if embedding.shape[1] != width + CHANNELS:
-            continue
-        relative, rows = (x.to(positions.device, positions.dtype) for x in take_positions(embedding[:, width:]))
-        if int(rows[0]) == 0:  # else the chunk starts inside this video
-            cursor = firsts[bisect_left(firsts, cursor)]
-        slot = slice(cursor, cursor + len(embedding))
-        cursor += len(embedding)
-        waits = (filled[2, slot] < 0) & (marks[2, slot] == -rows - 1)
-        filled[:, slot] = torch.where(waits, -marks[0, slot] - 1 + relative, filled[:, slot])
-    return filled
+    placed = [embedding[:, width:] for embedding in embeddings if embedding.shape[1] == width + CHANNELS]
+    if not placed:
+        return positions.clone()
+    relative, rows = (x.to(positions.device, positions.dtype) for x in take_positions(torch.cat(placed)))
+    # the chunk's rows are those of its marks, in order; nothing here waits for the device
+    waiting = (marks[2] < 0) & (torch.arange(marks.shape[1], device=marks.device) >= num_computed_tokens)
+    place = waiting.cumsum(0) - 1
+    waiting &= place < len(rows)
+    place = place.clamp(0, len(rows) - 1)
+    waiting &= (positions[2] < 0) & (marks[2] == -1 - rows[place])
+    return torch.where(waiting, relative[:, place] - marks[0] - 1, positions)
 
 
 def delta_of(marks: Tensor) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..core.settings import KEY, MAX_VIDEO_TOKENS, check_request, check_server, describe, request_part
 from ..models import FAMILIES, counting, rope, supported
+from ..models.positions import LAST_DELTA
 from . import cli, config_file, cpu, metrics
 
 VLLM_MIN, VLLM_BELOW = (0, 32), (0, 34)
@@ -67,6 +68,7 @@ def install() -> None:
     counting.make_counter = metrics.of_worker
     _read_llava_video()
     _share_pixels()
+    _tell_deltas()
     _patch_config_file()
     _patch_start(EngineArgs)
 
@@ -82,6 +84,22 @@ def _read_llava_video() -> None:
             f"vLLM {vllm_version()} reads configs of the type llava itself, unlike flashvid-vllm expects"
         )
     _CONFIG_REGISTRY["llava"] = LlavaOrLlavaVideoConfig
+
+
+def _tell_deltas() -> None:
+    """Model Runner V2 asks a model for positions anew, and for their delta, which it has: it tells the model neither
+    that nor the request. Can go when it keeps its own."""
+    from vllm.v1.worker.gpu.mm.rope import RopeState
+
+    read = RopeState.read_prefill_positions
+    _expect(read, "self", "req_idx", "length")
+
+    @functools.wraps(read)
+    def read_prefill_positions(self: RopeState, req_idx: int, length: int) -> Any:
+        LAST_DELTA[:] = [int(self.prefill_delta.np[req_idx])]
+        return read(self, req_idx, length)
+
+    RopeState.read_prefill_positions = read_prefill_positions
 
 
 def _share_pixels() -> None:

@@ -25,6 +25,7 @@ from ..full_positions import FullPositionsModel
 from ..pieces import encode_in_pieces
 from ..positions import append_positions
 from ..processor import FlashVidProcessor, PlainVideo, Request, plain_video_of
+from ..upload import upload
 
 # of a video; a worker gets the positions of a video that the prefix cache covers from fields on the CPU alone
 FRAMES = "flashvid_frames"
@@ -184,7 +185,7 @@ class LlavaModel(FullPositionsModel):
         """Where each row of a compressed video stands in the uncompressed one, newlines counted: [3, B + newlines]."""
         newlines = self.num_newlines(num_frames) * video.source_index // (num_frames * n)
         kept = video.source_index + newlines
-        places = self.newline_places(num_frames, n).to(kept.device)
+        places = upload(self.newline_places(num_frames, n), kept.device)
         return torch.cat([kept, places]).sort().values.repeat(3, 1)
 
     def _encode(self, frames: Tensor, config: FlashVidConfig) -> tuple[Tensor, Tensor | None]:

@@ -21,6 +21,7 @@ from ..pieces import encode_in_pieces
 from ..positions import CHANNELS, LIMIT, append_positions
 from ..processor import FlashVidProcessor, Request, plain_video_of
 from ..separators import append_text, embed_text, take_text
+from ..upload import upload
 
 
 def _grid(thw: Sequence[int], merge: int) -> tuple[int, int]:
@@ -234,21 +235,27 @@ class MRopeModel(FullPositionsModel):
         video = self.compress_video(features[:, :width].unflatten(0, (num_frames, n)), attention, config)
         tokens = torch.cat([video.tokens, features[video.source_index, width:]], dim=1)
 
-        per_frame = torch.bincount(video.source_index // n, minlength=num_frames).tolist()
-        ids = torch.tensor(self.video_layout(item, per_frame), device=features.device)
-        is_token = ids == self.config.video_token_id
+        # all that is known of the uncompressed video goes to the device as it is; there it is chosen from, and the host
+        # never asks which tokens were kept
+        layout = self.full_layout(item)
+        alone = SimpleNamespace(modality="video", mm_position=SimpleNamespace(offset=0), data=item)
+        positions, _ = self.plain_positions(layout, [alone])
+        full = torch.tensor(layout)
+        is_text = full != self.config.video_token_id
+        places, text = (~is_text).nonzero().flatten(), is_text.nonzero().flatten()
+        places, text, ids, positions = (
+            upload(table, features.device) for table in (places, text, full[is_text], positions)
+        )
+        order = torch.cat([text, places[video.source_index]]).sort()
         rows = tokens
-        if len(ids) != len(tokens):
-            rows = tokens.new_zeros(len(ids), tokens.shape[1])
+        if len(text):
+            between = tokens.new_zeros(len(text), tokens.shape[1])
             # without an adapter: that of whichever requests run now is none of the video's
             embedding = self.get_language_model().model.embed_tokens
-            rows[:, :width] = getattr(embedding, "base_layer", embedding)(ids)
-            rows[is_token] = tokens
-
-        full = torch.tensor(self.full_layout(item))
-        alone = SimpleNamespace(modality="video", mm_position=SimpleNamespace(offset=0), data=item)
-        positions, _ = self.plain_positions(full.tolist(), [alone])
-        stays = full != self.config.video_token_id
-        stays[(~stays).nonzero().flatten()[video.source_index.to(stays.device)]] = True
-        rows = append_positions(rows, positions[:, stays])
-        return append_text(rows, ids, ~is_token) if self.flashvid_lora else rows
+            between[:, :width] = getattr(embedding, "base_layer", embedding)(ids)
+            rows = torch.cat([between, tokens])[order.indices]
+        rows = append_positions(rows, positions[:, order.values])
+        if not self.flashvid_lora:
+            return rows
+        ids = torch.cat([ids, ids.new_zeros(len(tokens))])[order.indices]
+        return append_text(rows, ids, order.indices < len(text))

@@ -10,6 +10,7 @@ from vllm.model_executor.models import qwen2_5_vl as upstream
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ..processor import FlashVidInfo
+from ..upload import upload
 from .mrope import MRopeModel, MRopeProcessor
 
 
@@ -31,4 +32,4 @@ class Qwen2_5_VLForConditionalGeneration(MRopeModel, upstream.Qwen2_5_VLForCondi
     def raster_order(self, scores: Tensor, thw: Sequence[int]) -> Tensor:
         # the tower works in window order: row i of it is output token window_index[i]
         window_index = self.visual.get_rope_by_thw(*thw)[2]
-        return torch.empty_like(scores).index_copy_(0, window_index.to(scores.device), scores)
+        return torch.empty_like(scores).index_copy_(0, upload(window_index, scores.device), scores)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""Between the vision encoder and prefill the host never waits for the device: what waited kept a GPU idle for up to
+19 ms of a long video. Shown on tensors that raise where it would (tests/support/device.py)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flashvid_vllm import CompressedVideo, FlashVidConfig, compress
+from flashvid_vllm.models import attention
+from flashvid_vllm.models.families import llava, mrope, qwen2_5_vl
+from flashvid_vllm.models.positions import LAST_DELTA, Span, compress_positions
+
+from ..support.device import DEVICE, Device, OnDevice, Waits, held
+from ..support.engine import Engines
+from ..support.families import LLAVA_ONEVISION_ORIGINAL, LLAVA_VIDEO_ORIGINAL, QWEN2_5_VL, QWEN3_5, QWEN3_VL, Family
+
+pytestmark = pytest.mark.slow
+
+FAMILIES = [QWEN2_5_VL, QWEN3_VL, LLAVA_ONEVISION_ORIGINAL]
+LONGER = [QWEN3_5, LLAVA_VIDEO_ORIGINAL]
+CONFIG = FlashVidConfig(retention_ratio=0.3)
+T, GRID = 4, (4, 8, 12)  # temporal positions; patches of a Qwen video
+
+
+def uploaded(table: Tensor, device: torch.device) -> Tensor:
+    return OnDevice(table) if device == DEVICE else table
+
+
+@pytest.fixture(
+    params=[*FAMILIES, *(pytest.param(family, marks=pytest.mark.longer("a variant")) for family in LONGER)],
+    ids=lambda family: family.name,
+)
+def family(request: pytest.FixtureRequest) -> Family:
+    return request.param
+
+
+@pytest.fixture
+def model(family: Family, models: Callable[[Family], Path], engines: Engines, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The engine's model; its compression (which has a test of its own: no op of the device waits) on whatever it is
+    given, and its tables taken to the device as `upload` does."""
+    llm = engines(models(family), {"retention_ratio": 0.3, **family.settings}, **family.engine_options)
+    model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
+
+    def compressed(features: Tensor, scores: Tensor | None, config: FlashVidConfig) -> CompressedVideo:
+        if not isinstance(features, OnDevice):
+            return compress(features, scores, config)
+        video = compress(held(features), scores if scores is None else held(scores), config)
+        return CompressedVideo(*(OnDevice(getattr(video, n)) for n in ("tokens", "source_index", "size", "assignment")))
+
+    monkeypatch.setattr(model, "compress_video", compressed)
+    for module in (mrope, llava, qwen2_5_vl):
+        monkeypatch.setattr(module, "upload", uploaded)
+    return model
+
+
+def encoded(model: Any, wrap: Callable[[Tensor], Tensor]) -> Tensor:
+    """What a video becomes, from the tower's output on."""
+    generator = torch.Generator().manual_seed(0)
+    if hasattr(model, "tokens_per_frame"):
+        n = model.tokens_per_frame()
+        features = torch.randn(T, n, model.embedding_width(), generator=generator)
+        scores = torch.rand(T, n, generator=generator)
+        video = model.compress_video(wrap(features), wrap(scores), CONFIG)
+        rows = model.add_newlines(video, T, n)
+        return llava.append_positions(rows, model._places(video, T, n))
+    n = GRID[1] * GRID[2] // 4
+    rows = attention.append_scores(
+        torch.randn(T * n, model.embedding_width(), generator=generator), torch.rand(T * n, generator=generator)
+    )
+    features, scores = attention.take_scores(wrap(rows))
+    scores = model.raster_order(scores, GRID)
+    fields = {"video_grid_thw": torch.tensor(GRID), "second_per_grid_ts": torch.tensor(1.0), "timestamps": [0.5] * T}
+    item = {name: SimpleNamespace(data=value) for name, value in fields.items()}
+    return model._compress(features, scores, CONFIG, item)
+
+
+def test_from_the_encoder_to_the_embeddings(model: Any) -> None:
+    expected = encoded(model, lambda x: x)
+    with Device():
+        assert torch.equal(held(encoded(model, OnDevice)), expected)
+
+
+def test_positions_of_a_chunk(model: Any) -> None:
+    """As Model Runner V2 asks: positions and embeddings on the device, the delta on the host."""
+    rows = encoded(model, lambda x: x)
+    full = torch.arange(40 + len(rows) * 3).repeat(3, 1)
+    positions, delta = compress_positions(full, [Span(20, len(rows) * 3, len(rows))])
+    _, expected, given = model.final_positions([rows[:-5]], positions, 0)
+    assert given == delta
+    with Device():
+        LAST_DELTA[:] = [delta]
+        embeddings, found, given = model.final_positions([OnDevice(rows[:-5])], OnDevice(positions), 0)
+    assert given == delta
+    assert torch.equal(held(found), expected)
+    assert torch.equal(held(embeddings[0]), rows[:-5, : model.embedding_width()])
+    assert int((positions < 0).sum()) > int((expected < 0).sum()) > 0
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(), lambda x: x.tolist(), lambda x: x.nonzero(), lambda x: x[x > 0], lambda x: x.cpu(),
+        lambda x: x.to("cpu", non_blocking=True), lambda x: int(x[0]), lambda x: x + torch.ones(3),
+        lambda x: bool((x > 0).any()), lambda x: torch.bincount(x), lambda x: x + torch.ones(3).to(x.device),
+        lambda x: x.numpy(),
+    ],
+)  # fmt: skip
+def test_what_waits_is_found(wait: Callable[[Tensor], Any]) -> None:
+    with Device(), pytest.raises((Waits, TypeError, RuntimeError)):
+        wait(OnDevice(torch.tensor([1, 0, 2])))
