@@ -39,7 +39,7 @@ def _found(node: ast.AST, vllms: dict[str, str], in_class: bool) -> Iterator[str
         yield from _set_by(node.target, vllms, in_class)
     elif isinstance(node, ast.Call) and ast.unparse(node.func) == "setattr":
         name = node.args[1]
-        yield name.value if isinstance(name, ast.Constant) else ast.unparse(name).split(".")[-1]
+        yield str(name.value) if isinstance(name, ast.Constant) else ast.unparse(name).split(".")[-1]
     for child in ast.iter_child_nodes(node):
         yield from _found(child, vllms, in_class)
 
