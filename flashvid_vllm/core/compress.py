@@ -76,7 +76,7 @@ def compress(
 
     # 1. Segments (DySeg). Frame by frame: mean(1, dtype=float32) takes three times as long on bf16.
     frames = torch.stack([frame.float().mean(0) for frame in features])
-    segment_id = ops.segment_frames(frames, config.segment_threshold, config.min_segments, config.backend)
+    segment_id = segments_of(frames, config)
 
     # 2. ADTS: K tokens of every frame stay as they are.
     selected = _select(features, attention, segment_id, budget.selected_per_frame, config)
@@ -110,6 +110,11 @@ def compress(
     tokens[row[tree_root[center_tree]]] = merged.to(features.dtype)
     size = torch.bincount(assignment[assignment >= 0], minlength=budget.tokens)
     return CompressedVideo(tokens, source_index, size, assignment)
+
+
+def segments_of(frames: Tensor, config: FlashVidConfig) -> Tensor:
+    """Sec. 1: the segment [T] that each frame is in, from the frames' embeddings [T, D]."""
+    return ops.segment_frames(frames, config.segment_threshold, config.min_segments, config.backend)
 
 
 def _select(features: Tensor, attention: Tensor | None, segment_id: Tensor, k: int, config: FlashVidConfig) -> Tensor:

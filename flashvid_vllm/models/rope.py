@@ -3,7 +3,7 @@
 
 ``consecutive``, as published, counts what is left. ``original`` leaves every kept token, and all text, where it is in
 the uncompressed prompt, as M-RoPE models (Qwen-VL) always have it. vLLM gives a model positions of its own only with
-M-RoPE; with three equal rows that is RoPE.
+M-RoPE; with three equal rows that is RoPE. Can go when vLLM lets a 1-D model have its own.
 """
 
 from collections.abc import Mapping

@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable
 from typing import Any, get_args
 
-from ..core.config import Method, shown
+from ..core.config import FLASHVID_SETTINGS, FlashVidConfig, Method, shown
 from ..core.settings import KEY, REQUEST_OVERRIDES, SERVER_SINGLE, check_server
 from .config_file import FLAG, refuse_unread_file
 
 # vLLM recomputes M-RoPE positions of pruned videos only while its own pruning rate is above 0.
-# Our budgets never read it, so one recognisable value serves every ratio.
+# Our budgets never read it, so one recognisable value serves every ratio. Can go when vLLM asks whoever prunes.
 PRUNING_ON = 1e-6
 
 _OPTIONS = (*(f"flashvid_{name}" for name in SERVER_SINGLE), "flashvid_config")
@@ -52,12 +52,13 @@ def add_options(parser: argparse.ArgumentParser, unsupported: str | None) -> Non
         help="Most visual tokens of a video before compression; larger ones are refused. Default: 65536, or as many "
         "as 1 GiB of the model's features, or --max-num-batched-tokens if that is more.",
     )
+    example = {name: getattr(FlashVidConfig, name) for name in FLASHVID_SETTINGS[:2]}
     group.add_argument(
         "--flashvid-config",
         type=json_object,
         action=_Merge,
         metavar="JSON",
-        help='Further settings, such as \'{"alpha": 0.7, "merge_threshold": 0.8}\'. Given again, the later one adds.',
+        help=f"Further settings, such as '{json.dumps(example)}'. Given again, the later one adds.",
     )
     group.add_argument(
         f"--{FLAG}",

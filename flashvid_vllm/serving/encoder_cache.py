@@ -4,7 +4,7 @@
 vLLM's scheduler fills a step's encoder budget with the tokens that the language model gets. At a tenth of them ten
 times as many waiting videos would be encoded in one step, before the first of them is prefilled and while all that
 is being answered stands still. But the encoder sees every patch whatever is kept afterwards, so here a video takes
-of that budget what it has before compression.
+of that budget what it has before compression. Can go when vLLM counts what the encoder sees.
 """
 
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager as _EncoderCacheManager

@@ -4,7 +4,7 @@
 Videos are compressed in the worker, ``/metrics`` is answered by the API server, and nothing that vLLM sends between
 them takes a third party's figures. So the worker writes prometheus_client's files for several processes into a
 folder whose name it inherits, and the API server reads them when it is asked: with several API servers vLLM's own
-folder, which it reads already, otherwise one of ours.
+folder, which it reads already, otherwise one of ours. Can go when vLLM carries a plugin's figures to ``/metrics``.
 
 Each video is counted where it is encoded and compressed, by the first of the ranks that share it; one that a cache
 of vLLM's holds is not compressed again. The videos with which memory is measured at the start are not counted.

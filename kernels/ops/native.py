@@ -197,9 +197,7 @@ def compress_on_device(
     merged: int,
     selection: str,
     matching: str,
-    merge_threshold: float,
-    segment_threshold: float,
-    min_segments: int,
+    *limits: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All of ``flashvid_vllm.compress`` in one call, for a budget that drops something.
 
@@ -209,6 +207,7 @@ def compress_on_device(
             is selected.
         selected: tokens that ADTS selects in each frame [K].
         merged: tokens that TSTM may leave in the whole video [M].
+        limits: what ``pipeline.compress_video`` takes behind ``matching``, for C++ as it is.
 
     Returns:
         tokens [B, D], source_index [B], size [B] and assignment [T, N], B = T*K + M.
@@ -231,9 +230,7 @@ def compress_on_device(
         _pointer(weights),
         selected,
         merged,
-        merge_threshold,
-        segment_threshold,
-        min_segments,
+        *limits,
         selection == "attention",
         selection == "attention_diversity_event",
         matching == "position",

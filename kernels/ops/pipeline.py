@@ -49,7 +49,7 @@ class Chunks:
         return 12 + 2 * more_selected + 3 * (cdiv(num_frames, self.merge_frames) - 1)
 
 
-# The signature stands in native.compress_on_device too: torch.library makes an op's schema of it, so it is no object.
+# native.compress_on_device takes the same, in this order. torch.library makes an op's schema of it, so it is no object.
 def compress_video(
     features: Tensor,
     attention: Tensor | None,

@@ -89,7 +89,8 @@ class MRopeModel(FullPositionsModel):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.flashvid_lora = vllm_config.lora_config is not None
         if self.flashvid_on:
-            # a compiled block would hide its q and k (--compilation-config compile_mm_encoder)
+            # a compiled block would hide its q and k (--compilation-config compile_mm_encoder); can go when vLLM gives
+            # out an encoder's attention
             self.scoring_block().do_not_compile = True
 
     def scoring_block(self) -> Any:

@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 
-import flashvid_vllm.ops as ops
-
 from ...core.budget import plan
-from ...core.compress import CompressedVideo, compress
+from ...core.compress import CompressedVideo, compress, segments_of
 from ...core.config import FLASHVID_SETTINGS, FlashVidConfig
 from ...core.methods import PEERS
 from .features import Encoded
@@ -74,7 +72,7 @@ def make_scene(title: str, model: str, frames: Frames, encoded: Encoded, config:
     ]
     if config.method not in PEERS:
         means = features.float().mean(1)
-        segment = ops.segment_frames(means, config.segment_threshold, config.min_segments, config.backend).tolist()
+        segment = segments_of(means, config).tolist()
         facts.append(("budget", f"{budget.selected_per_frame} a frame by ADTS, {budget.merged} in all by TSTM"))
         facts.append(("segments", str(segment[-1] + 1)))
     facts += [("tower", model), ("settings", _settings(config))]
