@@ -6,6 +6,7 @@ VENV ?= .venv
 DEVICE ?= auto
 MODEL ?=
 VIDEO ?=
+VLLM ?=
 MINUTES ?= 60
 
 BIN := $(VENV)/bin
@@ -39,8 +40,8 @@ test: setup ## the tests
 test-full: setup ## what is longer: wide matrices, more servers, sanitizers
 	FLASHVID_TESTS=full $(PYTEST) --longer
 
-compat: setup ## what we build on in vLLM, held against the other supported releases (0.3 GB each, once)
-	@$(BIN)/python -m tests.serving.contract --others
+compat: setup ## other vLLM releases, the supported or VLLM=0.31.0: what we build on, engines, a server (0.3 GB each, once)
+	@$(BIN)/python -m tests.serving.release $(VLLM) --workers $(WORKERS)
 
 check: setup ## lint, format and types
 	$(BIN)/ruff check $(SOURCES)

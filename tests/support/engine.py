@@ -245,6 +245,7 @@ def in_new_process(function: Callable[..., Any], directory: Path, *arguments: An
     ``directory``: where its script goes. A file, since ranks are spawned and import their parent's main module.
     """
     script = directory / "call.py"
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     script.write_text(
         "import json, sys\n"
         f"from {function.__module__} import {function.__name__} as call\n"
@@ -253,7 +254,7 @@ def in_new_process(function: Callable[..., Any], directory: Path, *arguments: An
     )
     done = subprocess.run(
         [sys.executable, str(script), json.dumps(arguments, default=str)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), **env},
+        env=os.environ | {"PYTHONPATH": path, **env},
         capture_output=True, text=True, timeout=1800, cwd=directory,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
