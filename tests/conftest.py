@@ -5,7 +5,6 @@ import functools
 import gc
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,17 +82,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def forking_servers() -> Iterator[None]:
-    """Every server of a test imports vLLM once and not three times: tests/support/forking_server.py."""
-    from benchmarks.common.server import VllmServer
+    """Every server of a test imports vLLM once and not three times."""
+    from .support.forking_server import forking
 
-    vllm: Any = VllmServer.__dict__["command"]
-    script = str(Path(__file__).parent / "support" / "forking_server.py")
-
-    def command(server: VllmServer) -> list[str]:
-        return [sys.executable, script, *vllm.fget(server)[1:]]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(VllmServer, "command", property(command))
+    with forking():
         yield
 
 

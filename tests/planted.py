@@ -109,6 +109,19 @@ FAULTS = [
     Fault(
         PLUGIN + "core/settings.py", "if isinstance(settings, Mapping) and name in settings:", "if False:", "settings"
     ),
+    # what Model Runner V2 alone calls for
+    Fault(
+        PLUGIN + "models/families/llava.py",
+        "if not self.flashvid_configs:",
+        "if not any(self.flashvid_configs):",
+        "runner_v2",
+    ),
+    Fault(
+        PLUGIN + "models/families/mrope.py",
+        "places[video.source_index]]).sort()",
+        "places[video.source_index.tolist()]]).sort()",
+        "waits",
+    ),
     # the server
     Fault(PLUGIN + "serving/config_file.py", "            if not value:\n", "            if False:\n", "config_file"),
     Fault(PLUGIN + "serving/metrics.py", "    fcntl.flock(held, fcntl.LOCK_EX)\n", "", "metrics"),

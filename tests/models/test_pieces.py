@@ -187,6 +187,7 @@ def test_a_video_that_is_too_long_is_refused_from_its_size(served: Served, monke
 
 
 @pytest.mark.slow
+@pytest.mark.longer("encodes videos of thousands of tokens")
 def test_memory_is_measured_on_the_longest_video(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start-up's video is plain: nothing of compression was in what vLLM measured."""
     model, processor = served.model, served.processor

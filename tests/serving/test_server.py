@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.core.budget import plan
 
 from ..core.test_settings import BAD_REQUESTS
+from ..support.forking_server import forking
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
@@ -33,7 +35,9 @@ SERVE = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "8192", "--
 def server(sharp_model: Path) -> Iterator[VllmServer]:
     options = ["--plugin", "flashvid", "--flashvid-retention-ratio", "0.25"]
     tools = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-    with VllmServer(sharp_model, *options, *tools, *SERVE) as server:
+    with ExitStack() as stack:
+        with forking():
+            server = stack.enter_context(VllmServer(sharp_model, *options, *tools, *SERVE))
         yield server
 
 

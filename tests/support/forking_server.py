@@ -4,12 +4,33 @@
     python tests/support/forking_server.py serve MODEL ...
 
 On a CPU vLLM spawns them, for the sake of a pool of threads that the API server's process does not have. Saves 30 s of
-a slow core for each server. That the plugin finds its way into spawned processes is for tests/serving/test_server.py,
-and two engines tell no metrics that are forks.
+a slow core for each server. That the plugin finds its way into spawned processes is for the servers that are left
+as they are (`make test-full`); two engines that are forks tell no metrics.
 """
 
 import multiprocessing
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def forking() -> Iterator[None]:
+    """Servers that are started in this block (`benchmarks.common.server.VllmServer`) are such servers."""
+    from benchmarks.common.server import VllmServer
+
+    vllm: Any = VllmServer.__dict__["command"]
+
+    def command(server: VllmServer) -> list[str]:
+        return [sys.executable, __file__, *vllm.fget(server)[1:]]
+
+    VllmServer.command = property(command)  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        VllmServer.command = vllm  # type: ignore[method-assign]
+
 
 if __name__ == "__main__":
     get_context = multiprocessing.get_context
