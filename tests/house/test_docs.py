@@ -58,11 +58,12 @@ def blocks(language: str) -> Iterator[tuple[str, str]]:
 
 
 def commands(first: str) -> Iterator[list[str]]:
-    """The words of every command in a block that begins with ``first``."""
-    for _, code in blocks("bash"):
-        for line in code.replace("\\\n", " ").splitlines():
-            if line.startswith(f"{first} "):
-                yield shlex.split(line, comments=True)
+    """The words of every command in a block that begins with ``first``; of a transcript, what was typed."""
+    for language, mark in (("bash", ""), ("console", "$ ")):
+        for _, code in blocks(language):
+            for line in code.replace("\\\n", " ").splitlines():
+                if line.startswith(f"{mark}{first} "):
+                    yield shlex.split(line.removeprefix(mark), comments=True)
 
 
 def table(page: str, first: str) -> list[list[str]]:
@@ -112,6 +113,16 @@ def test_every_page_is_found_from_the_readme() -> None:
 )
 def test_pages_are_short(page: str) -> None:
     assert len((DOCS / page).read_text().splitlines()) <= TWO_SCREENS
+
+
+def test_the_first_session_is_short_and_small() -> None:
+    """And shows nothing of the machine on which it was typed."""
+    page = (DOCS / "first-session.md").read_text()
+    assert len(page.splitlines()) <= 110
+    assert not re.findall(r"(?<![\w.])/(?:work|tmp|root|home)\b", page)
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)
+    assert "play.png" in pictures
+    assert all((DOCS / name).stat().st_size <= 250_000 for name in pictures)
 
 
 def test_the_readme_begins_with_what_a_newcomer_needs() -> None:
@@ -165,7 +176,7 @@ def test_flashvid_commands_parse() -> None:
         module = importlib.import_module(COMMANDS[name][0])
         module._make_parser().parse_args(words)
         seen.add(name)
-    assert seen == set(COMMANDS) - {"env"}  # which is asked for as it is
+    assert seen == set(COMMANDS)
 
 
 def test_make_targets_exist() -> None:

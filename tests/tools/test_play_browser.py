@@ -264,6 +264,19 @@ def test_names_and_answers_are_text(table: Table) -> None:
         page.evaluate("document.body.innerHTML = '<b>x</b>'")
 
 
+def test_an_answer_without_text_says_so(table: Table) -> None:
+    """Fault: an empty box beside token counts and times, as if the page had lost the answer."""
+    page = table.page
+    table.fake.answer = [" ", "\n"]
+    page.click("#ask")
+    for name in ("plain", "compressed"):
+        expect(table.column(name).locator(".answer")).to_contain_text("no text")
+        expect(table.column(name).locator(".speed")).to_contain_text("2 tokens in all")
+    table.fake.answer = ["seen"]
+    table.column("plain").locator(".one").click()
+    expect(table.column("plain").locator(".answer")).to_have_text("seen")
+
+
 def test_pages_of_other_sites_get_nothing(table: Table) -> None:
     """Fault: a page that the user visits reads the clips, or spends the server."""
     page = table.page

@@ -189,6 +189,7 @@ class Column {
     const speed = end.tokens_per_s === null ? "–" : end.tokens_per_s.toFixed(1);
     this.part(".speed").textContent = speed;
     note(this.part(".speed"), `${end.completion_tokens} tokens in all`);
+    if (!this.part(".answer").textContent.trim()) this.add("no text: the tokens of this answer are none that can be read", "nothing");
     const row = document.createElement("tr");
     for (const text of [RUN[kind], brief(settings), end.prompt_tokens.toLocaleString("en"), seconds(first), speed])
       row.appendChild(document.createElement("td")).textContent = text;
