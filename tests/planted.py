@@ -77,7 +77,7 @@ FAULTS = [
         PLUGIN + "models/families/llava.py",
         "kept = video.source_index + newlines",
         "kept = video.source_index",
-        "families",
+        "llava_places",
     ),
     # what a client may send
     Fault(PLUGIN + "models/processor.py", "if tokens > limit and", "if tokens > 2**40 and", "pieces requests"),

@@ -31,6 +31,8 @@ from .findings import Findings, Outcome, compare, expected, judge_memory, outcom
 from .requests import Case, aborted, answered, make_broken_clips, make_clips, mix, refused
 
 MAX_MODEL_LEN = 4096
+# what is freed goes back at once: what rises is held, and not the room between blocks of many sizes
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "2"}
 SERVE = [
     *("--plugin", "flashvid", "--flashvid-retention-ratio", "0.25"),
     *("--dtype", "float32", "--enforce-eager", "--max-model-len", str(MAX_MODEL_LEN)),
@@ -191,7 +193,7 @@ def main() -> int:
         folder = Path(name)
         model = make_sharp_model("qwen2_5_vl", folder / "model")
         cases = cases_of(folder / "clips", options.seed)
-        with VllmServer(model, *SERVE, log=folder / "server.log", timeout=1200) as server:
+        with VllmServer(model, *SERVE, log=folder / "server.log", env=MALLOC, timeout=1200) as server:
             soak = Soak(server, cases, options.seed, options.concurrency)
             findings = asyncio.run(soak.run(60 * options.minutes))
             if findings.faults:
