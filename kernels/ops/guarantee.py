@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch, power_of_2
+from .launch import frame_block, launch, power_of_2
 
 BYTE = tl.constexpr(256)
 HALF = tl.constexpr(2**31)
@@ -160,7 +160,7 @@ def guarantee(
         n,
         selected,
         merged,
-        BLOCK_T=power_of_2(t),
+        BLOCK_T=frame_block(t),
         BLOCK_N=block_n,
         TILE_T=max(1, 512 // block_n),
         num_warps=8,

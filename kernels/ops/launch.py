@@ -133,6 +133,12 @@ def _describe(
     return Launch(kernel, programs, ordered, known, tuple(aligned), options)
 
 
+def frame_block(num_frames: int) -> int:
+    """The block that holds a video's frames. One for all up to 64: a kernel is compiled for each that a server meets,
+    while a request waits."""
+    return power_of_2(num_frames, least=64)
+
+
 def power_of_2(size: int, least: int = 1) -> int:
     """The block that holds ``size`` elements."""
     return max(least, triton.next_power_of_2(size))
@@ -148,6 +154,6 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret) if hasattr(triton, "knobs") else False
 
 
-__all__ = ["Launch", "cdiv", "dot_precision", "interpreted", "launch", "power_of_2", "record"]
+__all__ = ["Launch", "cdiv", "dot_precision", "frame_block", "interpreted", "launch", "power_of_2", "record"]
 cdiv = triton.cdiv
 INTERPRETED = tl.constexpr(interpreted())

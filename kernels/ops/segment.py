@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import finite_or
-from .launch import cdiv, launch, power_of_2
+from .launch import cdiv, frame_block, launch, power_of_2
 
 PART = 128  # channels that one program of frame_statistics reads; its sums are parts of a row's
 
@@ -187,7 +187,7 @@ def segment(
         num_parts(d) if transitions is None else len(transitions),
         float(threshold),
         min(min_segments, t) - 1,
-        BLOCK_T=power_of_2(t, least=2),
+        BLOCK_T=frame_block(t),
         BLOCK_D=block_d,
         TILE_T=4,
     )

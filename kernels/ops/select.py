@@ -19,7 +19,7 @@ def _distance(gram, inverse_i, inverse_j):
     return finite_or(tl.where(distance < FLAT_DISTANCE, 0.0, distance), float("inf"))
 
 
-@triton.jit(do_not_specialize=["n", "k"])
+@triton.jit(do_not_specialize=["n", "k", "stride_t"])
 def select_kernel(
     candidate,
     index,
