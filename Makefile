@@ -13,7 +13,8 @@ BIN := $(VENV)/bin
 SOURCES = flashvid_vllm kernels tests benchmarks setup.py
 # tests marked `gpu` run where there is a GPU
 MARKS = $(shell nvidia-smi -L >/dev/null 2>&1 || test -e /dev/kfd || echo "not gpu")
-WORKERS ?= 2
+# one more than cores: servers and engines wait while they start
+WORKERS ?= 3
 PYTEST = $(BIN)/python -m pytest -q -m "$(MARKS)" -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 # vLLM imports 4000 modules in every process: 34 s of a slow core without their bytecode, 14 s with it

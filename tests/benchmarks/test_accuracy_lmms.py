@@ -21,6 +21,7 @@ pytest.importorskip("vllm")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.longer("installs lmms-eval"),
+    pytest.mark.usefixtures("forking_servers"),
 ]
 
 FRAMES = 8

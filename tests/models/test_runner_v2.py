@@ -31,11 +31,13 @@ SOME = [
     "models/test_families.py::test_same_answer_as_the_oracle[llava_onevision-original-one video-chunked-0.5]",
 ]
 # without EAGLE: on V2 its drafter is handed one layer's states, not three, for a text in plain vLLM too
-ALL = [
-    "models/runner_v2", "models/test_engine_oracle.py", "models/test_families.py", "models/test_positions_and_ids.py",
-    "models/test_odd_prompts.py", "models/test_video_embeds.py", "models/test_lora.py", "models/test_pieces.py",
-    "serving/test_pressure.py", "serving/test_requests.py",
-]  # fmt: skip
+ALL = {
+    "qwen2_5_vl": (
+        "models/runner_v2", "models/test_engine_oracle.py", "models/test_positions_and_ids.py", "models/test_lora.py",
+        "serving/test_pressure.py::test_preempted_requests_answer_as_alone",
+    ),
+    "families": ("models/test_families.py",),
+}  # fmt: skip
 NGRAM = "models/test_speculative.py::test_ngram_speculation_is_lossless[qwen2_5_vl]"
 
 
@@ -53,9 +55,9 @@ def test_some_of_each() -> None:
 
 
 @pytest.mark.longer("all that test_some_of_each has some of")
-@pytest.mark.parametrize("tests", ALL)
-def test_all(tests: str) -> None:
-    assert_passes(tests)
+@pytest.mark.parametrize("tests", ALL.values(), ids=ALL)
+def test_all(tests: tuple[str, ...]) -> None:
+    assert_passes(*tests)
 
 
 @pytest.mark.longer("drafting")
