@@ -8,6 +8,7 @@ Servers that tests start are run by this file, too:  python tests/support/any_vl
 
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def take_any() -> None:
@@ -22,13 +23,13 @@ def pytest_configure() -> None:
     from benchmarks.common.server import VllmServer
 
     take_any()
-    command = VllmServer.command
+    patched: Any = VllmServer
+    vllm = patched.command
 
-    def ours(server: VllmServer) -> list[str]:
-        assert command.fget is not None
-        return [sys.executable, str(Path(__file__).resolve()), *command.fget(server)[1:]]
+    def command(server: VllmServer) -> list[str]:
+        return [sys.executable, str(Path(__file__).resolve()), *vllm.fget(server)[1:]]
 
-    VllmServer.command = property(ours)  # type: ignore[assignment,method-assign]
+    patched.command = property(command)
 
 
 if __name__ in ("__main__", "__mp_main__"):  # the server, and the engine that it spawns
