@@ -3,9 +3,12 @@
 
 `make` writes a folder that comes before the environment's packages on PYTHONPATH: the Python of the release's wheel,
 the compiled parts of the installed vLLM, and metadata that says which release it is. All else is the environment's.
-What a release changed in its compiled operations is not seen.
+A package that the release requires and the environment lacks is put into the folder, if the release does not start
+without it: most that a wheel for GPUs requires is of no use here. What a release changed in its compiled operations is
+not seen.
 """
 
+import importlib.metadata
 import json
 import os
 import re
@@ -17,12 +20,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
+from tests.serving.contract_releases import PIP
+
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "vllm-overlays"
 
 # What a process with the overlay finds: as vLLM starts, with the plugin where it registers itself.
 LOOK = """
-import importlib.metadata, json, traceback
+import importlib.metadata, json, sys, traceback
 import vllm
 found = {"version": vllm.__version__, "metadata": importlib.metadata.version("vllm"), "file": vllm.__file__}
 try:
@@ -39,6 +46,11 @@ try:
     found["options"] = "--flashvid-retention-ratio" in parser._option_string_actions
     found["model"] = model.module_name
     found["refusal"] = compat.unsupported_vllm()
+    sys.argv = ["vllm", "--version"]  # imports what a server does
+    from vllm.entrypoints.cli.main import main
+    main()
+except SystemExit:
+    pass
 except Exception:
     found["error"] = traceback.format_exc().strip().splitlines()[-1]
 print("FOUND", json.dumps(found))
@@ -61,12 +73,34 @@ class Overlay:
 
     def look(self) -> dict[str, str | bool | None]:
         """What a process finds (`LOOK`); "error": the last line of what went wrong."""
+        supplied: set[str] = set()
+        while True:
+            found = self._look()
+            lacks = re.search(r"No module named '(\w+)", str(found.get("error", "")))
+            requirement = self._requirement(lacks[1]) if lacks else None
+            if requirement is None or requirement in supplied:
+                return found
+            supplied.add(requirement)
+            print(f"vLLM {self.version} does not start without {requirement}: looking for a wheel ...", flush=True)
+            command = [*PIP, "--python", sys.executable, "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
+            subprocess.run([*command, "--target", str(self.folder), requirement], check=False)
+
+    def _look(self) -> dict[str, str | bool | None]:
         command = [sys.executable, "-c", LOOK]
         done = subprocess.run(command, env=self.variables, cwd=ROOT, capture_output=True, text=True, check=False)
         for line in done.stdout.splitlines():
             if line.startswith("FOUND "):
                 return dict(json.loads(line.removeprefix("FOUND ")))
-        return {"error": [*done.stderr.strip().splitlines(), f"ended with {done.returncode}"][-2:][0]}
+        return {"error": (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]}
+
+    def _requirement(self, module: str) -> str | None:
+        """The release's requirement that has the name of a module, "orjson>=3.11.6"."""
+        metadata = next(self.folder.glob("vllm-*.dist-info"))
+        for line in importlib.metadata.Distribution.at(metadata).requires or []:
+            requirement = Requirement(line)
+            if re.sub(r"[-.]", "_", requirement.name) == module:
+                return f"{requirement.name}{requirement.specifier}"
+        return None
 
     def faults(self, found: Mapping[str, str | bool | None]) -> list[str]:
         """What is not as it has to be in what `look` found; a refusal of ours is none."""

