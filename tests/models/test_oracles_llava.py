@@ -14,7 +14,7 @@ from ..support.engine import Clip, engine, greedy, picture, prompt_of, tokens_an
 from ..support.oracles.llava import IMAGE, VIDEO, SeenAttention, kept_tokens
 from ..support.sharp import make_sharp_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.longer("the oracles themselves; test_families holds them against ours")]
 
 # vLLM and transformers agree to 1e-6 in fp32; any of the faults below moves a logprob by over 5e-4
 TOLERANCE = 2e-5

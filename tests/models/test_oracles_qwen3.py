@@ -28,7 +28,7 @@ from ..support.engine import (
 )
 from ..support.sharp import make_sharp_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.longer("the oracles themselves; test_families holds them against ours")]
 
 # measured: up to 9e-6; the weakest fault in test_the_oracle_is_sharp moves a logprob by 3e-4
 TOLERANCE = 2e-5

@@ -32,11 +32,11 @@ SOME = [
 ]
 # without EAGLE: on V2 its drafter is handed one layer's states, not three, for a text in plain vLLM too
 ALL = {
-    "qwen2_5_vl": (
+    "test_engine_oracle.py": (
         "models/runner_v2", "models/test_engine_oracle.py", "models/test_positions_and_ids.py", "models/test_lora.py",
         "serving/test_pressure.py::test_preempted_requests_answer_as_alone",
     ),
-    "families": ("models/test_families.py",),
+    "test_families.py": ("models/test_families.py",),
 }  # fmt: skip
 NGRAM = "models/test_speculative.py::test_ngram_speculation_is_lossless[qwen2_5_vl]"
 

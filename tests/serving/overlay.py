@@ -69,7 +69,9 @@ class Overlay:
         """The environment of a process that is to import this vLLM."""
         path = [str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])]
         # vLLM keeps what it found in a model's class by the class's file alone: not where the installed one does
-        return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "VLLM_CACHE_ROOT": str(self.folder / "cache")}
+        # whoever runs this may have options for pytest that are not for the tests in here
+        given = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+        return {**given, "PYTHONPATH": os.pathsep.join(path), "VLLM_CACHE_ROOT": str(self.folder / "cache")}
 
     def look(self) -> dict[str, str | bool | None]:
         """What a process finds (`LOOK`); "error": the last line of what went wrong."""
