@@ -114,7 +114,10 @@ def row_unit(*tensors: Tensor) -> int:
 
     16 bytes of fp16 and bf16 are then loaded at once. Triton itself looks for 16, which heads of 72 channels are not.
     """
-    whole = all(x.stride(-1) == 1 and all(size % 8 == 0 for size in (x.shape[-1], *x.stride()[:-1])) for x in tensors)
+    whole = all(
+        x.stride(-1) == 1 and all(size % 8 == 0 and size < 2**31 for size in (x.shape[-1], *x.stride()[:-1]))
+        for x in tensors
+    )
     return 8 if whole else 1
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Between the vision encoder and prefill the host never waits for the device: what waited kept a GPU idle for up to
-19 ms of a long video. Shown on tensors that raise where it would (tests/support/device.py)."""
+"""On Model Runner V2 the host never waits for the device between the vision encoder and prefill: what waited kept a
+GPU idle for up to 19 ms of a long video. Shown on tensors that raise where it would (tests/support/device.py)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flashvid_vllm import CompressedVideo, FlashVidConfig, compress
 from flashvid_vllm.models import attention
+from flashvid_vllm.models import upload as upload_module
 from flashvid_vllm.models.families import llava, mrope, qwen2_5_vl
 from flashvid_vllm.models.positions import LAST_DELTA, Span, compress_positions
 
@@ -108,9 +109,30 @@ def test_positions_of_a_chunk(model: Any) -> None:
         lambda x: x.sum().item(), lambda x: x.tolist(), lambda x: x.nonzero(), lambda x: x[x > 0], lambda x: x.cpu(),
         lambda x: x.to("cpu", non_blocking=True), lambda x: int(x[0]), lambda x: x + torch.ones(3),
         lambda x: bool((x > 0).any()), lambda x: torch.bincount(x), lambda x: x + torch.ones(3).to(x.device),
-        lambda x: x.numpy(),
+        lambda x: x.numpy(), lambda x: torch.ones(3).to(device=x.device), lambda x: torch.tensor([1], device=x.device),
+        lambda x: torch.unique(x), lambda x: torch.repeat_interleave(x),
     ],
 )  # fmt: skip
 def test_what_waits_is_found(wait: Callable[[Tensor], Any]) -> None:
     with Device(), pytest.raises((Waits, TypeError, RuntimeError)):
         wait(OnDevice(torch.tensor([1, 0, 2])))
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_tables_are_uploaded_from_pinned_memory(pinned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    class Table:
+        def pin_memory(self) -> "Table":
+            calls.append("pinned")
+            return self
+
+        def to(self, device: torch.device, non_blocking: bool) -> str:
+            calls.append((device.type, non_blocking))
+            return "there"
+
+    monkeypatch.setattr(upload_module, "is_pin_memory_available", lambda: pinned)
+    assert upload_module.upload(Table(), torch.device("cuda")) == "there"  # type: ignore[arg-type]
+    assert calls == [*(["pinned"] if pinned else []), ("cuda", True)]
+    host = torch.ones(3)
+    assert upload_module.upload(host, torch.device("cpu")) is host

@@ -98,7 +98,7 @@ def launches(shape: tuple[int, int, int, int, int, int], dtype: torch.dtype, hip
         product = torch.empty(t, patches, 3 * heads * channels, dtype=dtype, device="meta")
         query, key = (x.unflatten(-1, (heads, channels)).transpose(1, 2) for x in product.chunk(3, dim=-1)[:2])
         triton_backend.UNREGISTERED["received_attention"](query, key)
-    return list({(x.name, str(x.signature), str(x.constants), str(x.options)): x for x in found}.values())
+    return list({(x.name, str(x.signature), str(x.constants), x.aligned, str(x.options)): x for x in found}.values())
 
 
 def compile_launch(launch: Launch, target: str) -> Report:
@@ -183,7 +183,13 @@ def main(targets: list[str]) -> int:
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             for shape in SHAPES.values():
                 for launch in launches(shape, dtype, TARGETS[target].backend == "hip"):
-                    key = (launch.name, str(launch.signature), str(launch.constants), str(launch.options))
+                    key = (
+                        launch.name,
+                        str(launch.signature),
+                        str(launch.constants),
+                        launch.aligned,
+                        str(launch.options),
+                    )
                     if key not in seen:
                         seen.add(key)
                         report = compile_launch(launch, target)

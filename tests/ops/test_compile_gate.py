@@ -31,7 +31,7 @@ def all_launches(target: str) -> Iterator[Launch]:
             if name != "Qwen2.5-VL" and (QUICK or dtype != torch.bfloat16 or target not in OTHER_DTYPES):
                 continue
             for launch in launches(shape, dtype, TARGETS[target].backend == "hip"):
-                key = (launch.name, str(launch.signature), str(launch.constants), str(launch.options))
+                key = (launch.name, str(launch.signature), str(launch.constants), launch.aligned, str(launch.options))
                 if key not in seen:
                     seen.add(key)
                     yield launch

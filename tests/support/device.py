@@ -21,8 +21,14 @@ WAIT = {
     aten.masked_select,
     aten.equal,
     aten.unique_dim,
+    aten._unique2,
+    aten.unique_consecutive,
+    aten.repeat_interleave,
     aten.bincount,
 }
+
+
+COPY = {torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.to}
 
 
 class Waits(RuntimeError):
@@ -98,6 +104,8 @@ class Device(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         device = kwargs.get("device")
+        if func in COPY and not any(map(_is_ours, args)) and DEVICE in (device, *args):
+            raise Waits(f"{func} from the host, which no pinned memory holds")
         if device is not None and torch.device(device) == DEVICE and not any(map(_is_ours, args)):
             return OnDevice(func(*args, **kwargs | {"device": "cpu"}))
         return func(*args, **kwargs)

@@ -23,7 +23,9 @@ def forking() -> Iterator[None]:
     vllm: Any = VllmServer.__dict__["command"]
 
     def command(server: VllmServer) -> list[str]:
-        return [sys.executable, __file__, *vllm.fget(server)[1:]]
+        given = vllm.fget(server)
+        # `make compat` on a release out of range has a script of its own in front of these words (any_vllm.py)
+        return [sys.executable, __file__, *given[1:]] if given[1] == "serve" else given
 
     VllmServer.command = property(command)  # type: ignore[assignment,method-assign]
     try:

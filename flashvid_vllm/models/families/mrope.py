@@ -18,7 +18,7 @@ from ...core.settings import ENABLED, KEY
 from ..attention import ScoringTower, frame_attention, take_scores
 from ..full_positions import FullPositionsModel
 from ..pieces import encode_in_pieces
-from ..positions import CHANNELS, LIMIT, append_positions
+from ..positions import CHANNELS, LAST_DELTA, LIMIT, append_positions
 from ..processor import FlashVidProcessor, Request, plain_video_of
 from ..separators import append_text, embed_text, take_text
 from ..upload import upload
@@ -132,6 +132,7 @@ class MRopeModel(FullPositionsModel):
         num_computed_tokens: int,
     ) -> tuple[Sequence[Tensor], Tensor, int]:
         if not self.flashvid_on:
+            LAST_DELTA.clear()
             return super().recompute_mrope_positions(  # type: ignore[misc]
                 input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens
             )
