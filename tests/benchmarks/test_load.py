@@ -40,6 +40,7 @@ def test_more_clips_than_can_be_cut_are_refused() -> None:
         windows({"a": 30}, 1000, length=24, frames=8)
 
 
+@pytest.mark.longer("encodes clips twice")
 def test_clips_are_distinct_and_the_same_every_time(tmp_path: Path) -> None:
     first, again = (make_clips(3, 24, 4, tmp_path / name) for name in ("a", "b"))
     assert len({hashlib.sha256(path.read_bytes()).digest() for path in first}) == 3

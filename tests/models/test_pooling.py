@@ -17,6 +17,7 @@ CLIPS = [Clip(32, 112, 168), Clip(12, 140, 84, 0.25, seed=2)]
 STEP = 96
 
 
+@pytest.mark.longer("an engine")
 def test_embeddings_in_steps_smaller_than_a_video(engines: Any, sharp_model: Path) -> None:
     """The last token's hidden state, as transformers has it from the compressed prompt; several ratios in a batch."""
     from ..support.oracles.qwen2_5_vl import Oracle

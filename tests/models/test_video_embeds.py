@@ -62,9 +62,8 @@ def test_the_prompt_is_that_of_plain_vllm(family: Family, models: Callable[[Any]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family", [QWEN2_5_VL, pytest.param(QWEN3_VL, marks=pytest.mark.longer("a variant"))], ids=lambda f: f.name
-)
+@pytest.mark.longer("two engines each; what they are asked is compared above")
+@pytest.mark.parametrize("family", [QWEN2_5_VL, QWEN3_VL], ids=lambda f: f.name)
 def test_the_answer_is_that_of_plain_vllm(family: Family, models: Callable[[Any], Path], engines: Any) -> None:
     answers = []
     for settings in (None, {"retention_ratio": 0.3}):
