@@ -19,12 +19,12 @@ from flashvid_vllm.models.positions import LAST_DELTA, Span, compress_positions
 
 from ..support.device import DEVICE, Device, OnDevice, Waits, held
 from ..support.engine import Engines
-from ..support.families import LLAVA_ONEVISION_ORIGINAL, LLAVA_VIDEO_ORIGINAL, QWEN2_5_VL, QWEN3_5, QWEN3_VL, Family
+from ..support.families import LLAVA_ONEVISION_ORIGINAL, QWEN2_5_VL, QWEN3_5, QWEN3_VL, Family
 
 pytestmark = pytest.mark.slow
 
 FAMILIES = [QWEN2_5_VL, QWEN3_VL, LLAVA_ONEVISION_ORIGINAL]
-LONGER = [QWEN3_5, LLAVA_VIDEO_ORIGINAL]
+LONGER = [QWEN3_5]
 CONFIG = FlashVidConfig(retention_ratio=0.3)
 T, GRID = 4, (4, 8, 12)  # temporal positions; patches of a Qwen video
 
