@@ -101,10 +101,6 @@ class MRopeModel(FullPositionsModel):
         """The scores [n] of one video's tokens as the last block has them, in the order of the tower's output."""
         return scores
 
-    def video_layout(self, item: Any, per_frame: Sequence[int]) -> list[int]:
-        """As `FlashVidProcessor.video_layout`."""
-        return [self.config.video_token_id] * sum(per_frame)
-
     def video_grids(self, **kwargs: Any) -> list[tuple[int, int]]:
         return [self._video_grid(thw.tolist()) for thw in kwargs["video_grid_thw"]]
 
@@ -158,8 +154,7 @@ class MRopeModel(FullPositionsModel):
         return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
 
     def full_layout(self, item: Any) -> list[int]:
-        num_frames, n = self._video_grid(item["video_grid_thw"].data.tolist())
-        return self.video_layout(item, [n] * num_frames)
+        return [self.config.video_token_id] * math.prod(self._video_grid(item["video_grid_thw"].data.tolist()))
 
     def embedding_width(self) -> int:
         return int(self.visual.out_hidden_size)

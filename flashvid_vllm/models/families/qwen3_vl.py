@@ -35,8 +35,9 @@ class StampedModel(MRopeModel):
 
     _tokenizer: Any
 
-    def video_layout(self, item: Any, per_frame: Sequence[int]) -> list[int]:
-        return stamped_frames(self.config, self._tokenizer, item, per_frame)
+    def full_layout(self, item: Any) -> list[int]:
+        num_frames, n = self._video_grid(item["video_grid_thw"].data.tolist())
+        return stamped_frames(self.config, self._tokenizer, item, [n] * num_frames)
 
 
 class ProcessingInfo(FlashVidInfo, upstream.Qwen3VLProcessingInfo):
