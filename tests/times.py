@@ -93,10 +93,10 @@ class Times:
         terminalreporter.section(f"{SHOWN} slowest tests, in seconds of processor time ({total:.0f} in all)")
         for test, cost in sorted(self.costs.items(), key=lambda item: -item[1])[:SHOWN]:
             terminalreporter.line(f"{cost:7.1f}  {test}")
-        files = sorted(self.files().items(), key=lambda item: -item[1])[:SHOWN]
-        terminalreporter.line("by file: " + ", ".join(f"{file} {cost:.0f}" for file, cost in files))
+        files = sorted(self.files().items(), key=lambda item: -item[1])
+        terminalreporter.line("by file: " + ", ".join(f"{file} {cost:.0f}" for file, cost in files[:SHOWN]))
         folders: dict[str, float] = defaultdict(float)
-        for file, cost in self.files().items():
+        for file, cost in files:
             folders[file.split("/")[0]] += cost
         terminalreporter.line("by folder: " + ", ".join(f"{name} {cost:.0f}" for name, cost in sorted(folders.items())))
         for line in self.lines:

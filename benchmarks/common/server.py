@@ -20,11 +20,11 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import openai
@@ -70,7 +70,12 @@ class VllmServer:
         env: variables on top of this process's; None as a value removes one.
         timeout: seconds until it must answer. A model that has to be downloaded needs more.
         progress: tell on stderr what it is doing until then.
+
+    Attributes:
+        program: the words that are run before "serve", in place of this environment's `vllm`.
     """
+
+    program: ClassVar[Sequence[str]] = ()
 
     def __init__(
         self,
@@ -112,8 +117,8 @@ class VllmServer:
     @property
     def command(self) -> list[str]:
         """What is run: the `vllm` of this interpreter's environment."""
-        vllm = str(Path(sys.executable).parent / "vllm")
-        return [vllm, "serve", self.model, "--host", "127.0.0.1", "--port", str(self.port), *self.args]
+        program = self.program or [str(Path(sys.executable).parent / "vllm")]
+        return [*program, "serve", self.model, "--host", "127.0.0.1", "--port", str(self.port), *self.args]
 
     def client(self, timeout: float = 600) -> openai.OpenAI:
         """A client of this server: without retries, which would spoil timings, and without a proxy."""

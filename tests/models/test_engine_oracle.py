@@ -20,7 +20,7 @@ from ..support.engine import (
     picture,
     prompt_of,
     record_positions,
-    tokens_and_logprobs,
+    same,
 )
 
 pytestmark = pytest.mark.slow
@@ -116,12 +116,7 @@ def test_served_together_as_alone_and_again(llm: Any) -> None:
     together, again = greedy(llm, prompts), greedy(llm, prompts, keep_prefixes=True)
     for batch in (together, again):
         for one, other in zip(alone, batch, strict=True):
-            assert one.prompt_token_ids == other.prompt_token_ids
-            (ids, steps), (other_ids, other_steps) = tokens_and_logprobs(one), tokens_and_logprobs(other)
-            assert ids == other_ids
-            for step, other_step in zip(steps, other_steps, strict=True):
-                common = step.keys() & other_step.keys()
-                assert max(abs(step[i] - other_step[i]) for i in common) < TOLERANCE
+            same(one, other, TOLERANCE)
 
 
 @pytest.mark.usefixtures("chunk")

@@ -7,13 +7,11 @@ It needs Triton; on a CPU its kernels are interpreted (tests/support/v2_on_cpu.p
 import importlib.util
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from ..support.inner import run_inside
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif("FLASHVID_RUNNER" in os.environ, reason="starts such tests, and is none"),
@@ -37,32 +35,28 @@ ALL = {
         "models/runner_v2", "models/test_engine_oracle.py", "models/test_positions_and_ids.py", "models/test_lora.py",
         "serving/test_pressure.py::test_preempted_requests_answer_as_alone",
     ),
-    "test_families.py": ("models/test_families.py",),
+    "test_families.py-of_qwen.py": ("models/test_families.py", "-k", "qwen"),
+    "test_families.py-of_others.py": ("models/test_families.py", "-k", "not qwen"),
 }  # fmt: skip
 NGRAM = "models/test_speculative.py::test_ngram_speculation_is_lossless[qwen2_5_vl]"
 
 
-def assert_passes(*tests: str, kind: str = "quick", passed: int | None = None) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not gpu"]
-    command += [f"tests/{test}" for test in tests]
-    env = os.environ | {"FLASHVID_RUNNER": "v2", "FLASHVID_TESTS": kind, "PYTEST_ADDOPTS": ""}  # its budgets are V1's
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=3000)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert re.search(r"\b[1-9]\d* passed", done.stdout)
-    if passed is not None:
-        assert f"\n{passed} passed" in done.stdout, done.stdout[-1000:]
+def passes(*arguments: str, kind: str = "quick") -> str:
+    printed = run_inside(*arguments, FLASHVID_RUNNER="v2", FLASHVID_TESTS=kind)
+    assert re.search(r"\b[1-9]\d* passed", printed)
+    return printed
 
 
 def test_some_of_each() -> None:
-    assert_passes(*SOME, passed=len(SOME))
+    assert f"\n{len(SOME)} passed" in passes(*SOME)
 
 
 @pytest.mark.longer("all that test_some_of_each has some of")
-@pytest.mark.parametrize("tests", ALL.values(), ids=ALL)
-def test_all(tests: tuple[str, ...]) -> None:
-    assert_passes(*tests)
+@pytest.mark.parametrize("arguments", ALL.values(), ids=ALL)
+def test_all(arguments: tuple[str, ...]) -> None:
+    passes(*arguments)
 
 
 @pytest.mark.longer("drafting")
 def test_ngram_speculation() -> None:
-    assert_passes(NGRAM, kind="full")
+    passes(NGRAM, kind="full")

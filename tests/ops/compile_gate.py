@@ -79,26 +79,36 @@ class Report:
         )
 
 
-def launches(shape: tuple[int, int, int, int, int, int], dtype: torch.dtype, hip: bool) -> list[Launch]:
-    """Every kernel that compressing one video of this shape launches, received attention included.
+def served(
+    t: int, n: int, d: int, heads: int, patches: int, channels: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features [T, N, D], scores, q and k [T, heads, patches, channels] on "meta", laid out as a model serves them:
+    beside the features ride scores (Qwen), and q and k are parts of one product."""
+    features = torch.empty(t, n, d + SCORE_CHANNELS, dtype=dtype, device="meta")[..., :d]
+    product = torch.empty(t, patches, 3 * heads * channels, dtype=dtype, device="meta")
+    query, key = (x.unflatten(-1, (heads, channels)).transpose(1, 2) for x in product.chunk(3, dim=-1)[:2])
+    return features, torch.empty(t, n, device="meta"), query, key
 
-    As a model serves it: beside the features ride scores (Qwen), and q and k are parts of one product.
-    """
+
+def launches(shape: tuple[int, int, int, int, int, int], dtype: torch.dtype, hip: bool) -> list[Launch]:
+    """Every kernel that compressing one video of this shape launches, received attention included."""
     from flashvid_vllm.ops import pipeline, triton_backend
 
-    t, n, d, heads, patches, channels = shape
+    t, n = shape[:2]
+    features, attention, query, key = served(*shape, dtype)
     with record(run=False, hip=hip) as found:
-        features = torch.empty(t, n, d + SCORE_CHANNELS, dtype=dtype, device="meta")[..., :d]
-        attention = torch.empty(t, n, device="meta")
         budget = plan(t, n, FlashVidConfig(retention_ratio=0.1))
         for selection in ("attention_diversity_event", "attention"):
             for matching in ("tree", "position"):
                 sizes = (budget.selected_per_frame, budget.merged, selection, matching, 0.8, 0.9, 8)
                 pipeline.compress_video(features, attention, *sizes)
-        product = torch.empty(t, patches, 3 * heads * channels, dtype=dtype, device="meta")
-        query, key = (x.unflatten(-1, (heads, channels)).transpose(1, 2) for x in product.chunk(3, dim=-1)[:2])
         triton_backend.UNREGISTERED["received_attention"](query, key)
-    return list({(x.name, str(x.signature), str(x.constants), x.aligned, str(x.options)): x for x in found}.values())
+    return list({variant(launch): launch for launch in found}.values())
+
+
+def variant(launch: Launch) -> tuple[str, ...]:
+    """What Triton compiles one kernel for."""
+    return (launch.name, *map(str, (launch.signature, launch.constants, launch.aligned, launch.options)))
 
 
 def compile_launch(launch: Launch, target: str) -> Report:
@@ -183,15 +193,8 @@ def main(targets: list[str]) -> int:
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             for shape in SHAPES.values():
                 for launch in launches(shape, dtype, TARGETS[target].backend == "hip"):
-                    key = (
-                        launch.name,
-                        str(launch.signature),
-                        str(launch.constants),
-                        launch.aligned,
-                        str(launch.options),
-                    )
-                    if key not in seen:
-                        seen.add(key)
+                    if variant(launch) not in seen:
+                        seen.add(variant(launch))
                         report = compile_launch(launch, target)
                         bad += bool(report.faults)
                         print(report, flush=True)

@@ -13,7 +13,7 @@ import triton.language as tl
 from flashvid_vllm.ops import gram
 from flashvid_vllm.ops.launch import Launch, record
 
-from .compile_gate import SHAPES, TARGETS, compile_launch, launches, wants_matrix
+from .compile_gate import SHAPES, TARGETS, compile_launch, launches, variant, wants_matrix
 
 if os.environ.get("TRITON_INTERPRET", "0") != "0":
     pytest.skip("interpreted and compiled modes do not share a process", allow_module_level=True)
@@ -31,9 +31,8 @@ def all_launches(target: str) -> Iterator[Launch]:
             if name != "Qwen2.5-VL" and (QUICK or dtype != torch.bfloat16 or target not in OTHER_DTYPES):
                 continue
             for launch in launches(shape, dtype, TARGETS[target].backend == "hip"):
-                key = (launch.name, str(launch.signature), str(launch.constants), launch.aligned, str(launch.options))
-                if key not in seen:
-                    seen.add(key)
+                if variant(launch) not in seen:
+                    seen.add(variant(launch))
                     yield launch
 
 

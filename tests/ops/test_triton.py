@@ -4,9 +4,7 @@
 import importlib.util
 import logging
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +12,8 @@ import torch
 import flashvid_vllm
 from flashvid_vllm import FlashVidConfig, compress, env_info, ops
 
-ROOT = Path(__file__).parents[2]
+from ..support.inner import run_inside
+
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 pytestmark = pytest.mark.skipif(
@@ -23,20 +22,12 @@ pytestmark = pytest.mark.skipif(
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-def interpreted(files: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += [f"tests/ops/interpreted/{name}" for name in files]
-    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=3000)
-
-
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.longer
 @pytest.mark.parametrize("files", [("test_ops.py",), ("test_pipeline.py", "test_bounds.py")], ids="+".join)
 def test_in_the_interpreter(files: tuple[str, ...]) -> None:
-    done = interpreted(files)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    run_inside("-x", *(f"ops/interpreted/{name}" for name in files), TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
 
 
 def test_auto_is_triton_on_a_gpu_and_never_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from flashvid_vllm.core.budget import plan
 from flashvid_vllm.ops import pipeline, triton_backend
 from flashvid_vllm.ops.launch import Launch, record
 
-from .compile_gate import SCORE_CHANNELS
+from .compile_gate import served, variant
 
 WIDTH, HEADS, HEAD = 3584, 16, 80
 
@@ -21,21 +21,12 @@ WIDTH, HEADS, HEAD = 3584, 16, 80
 def launches(num_frames: int, n: int, ratio: float) -> list[Launch]:
     """What one video of Qwen2.5-VL's launches, in the layout that the model serves."""
     budget = plan(num_frames, n, FlashVidConfig(retention_ratio=ratio))
-    rows = torch.empty(num_frames * n, WIDTH + SCORE_CHANNELS, dtype=torch.bfloat16, device="meta")
-    product = torch.empty(num_frames, 4 * n, 3 * HEADS * HEAD, dtype=torch.bfloat16, device="meta")
-    query, key = (x.unflatten(-1, (HEADS, HEAD)).transpose(1, 2) for x in product.chunk(3, -1)[:2])
+    features, scores, query, key = served(num_frames, n, WIDTH, HEADS, 4 * n, HEAD, torch.bfloat16)
     with record(run=False, hip=False) as found:
-        features = rows[:, :WIDTH].unflatten(0, (num_frames, n))
-        scores = torch.empty(num_frames, n, device="meta")
         sizes = (budget.selected_per_frame, budget.merged)
         pipeline.compress_video(features, scores, *sizes, "attention_diversity", "tree", 0.8, 0.9, 4)
         triton_backend.UNREGISTERED["received_attention"](query, key)
     return found
-
-
-def variant(launch: Launch) -> tuple[str, ...]:
-    """What Triton compiles one kernel for."""
-    return (launch.name, *map(str, (launch.signature, launch.constants, launch.aligned, launch.options)))
 
 
 @pytest.mark.parametrize("n", [196, 360, 1035])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ..support.engine import VIDEO, Clip, greedy, prompt_of, tokens_and_logprobs
+from ..support.engine import VIDEO, Clip, greedy, prompt_of, same
 
 pytestmark = pytest.mark.slow
 
@@ -50,14 +50,6 @@ def alone(llm: Any, prompts: Sequence[Any]) -> list[Any]:
     return outputs
 
 
-def same(one: Any, other: Any) -> None:
-    assert one.prompt_token_ids == other.prompt_token_ids
-    (ids, steps), (other_ids, other_steps) = tokens_and_logprobs(one), tokens_and_logprobs(other)
-    assert ids == other_ids
-    for step, other_step in zip(steps, other_steps, strict=True):
-        assert max(abs(step[i] - other_step[i]) for i in step.keys() & other_step.keys()) < TOLERANCE
-
-
 def nothing_is_held(llm: Any) -> None:
     """All blocks and all of the encoder cache can be had again, and both sides agree on what is in it."""
     scheduler = scheduler_of(llm)
@@ -84,7 +76,7 @@ def test_preempted_requests_answer_as_alone(llm: Any, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(scheduler, "_preempt_request", watched)
     for one, other in zip(expected, greedy(llm, prompts, TOKENS), strict=True):
-        same(one, other)
+        same(one, other, TOLERANCE)
     assert len(preempted) > 1
     nothing_is_held(llm)
 
@@ -111,5 +103,5 @@ def test_requests_that_leave_do_not_touch_the_others(llm: Any, steps: int) -> No
     assert len(names) == len(prompts)
     assert sorted(outputs) == [f"{steps}-{index}" for index in stays]
     for index in stays:
-        same(expected[index], outputs[f"{steps}-{index}"])
+        same(expected[index], outputs[f"{steps}-{index}"], TOLERANCE)
     nothing_is_held(llm)

@@ -8,7 +8,6 @@ Servers that tests start are run by this file, too:  python tests/support/any_vl
 
 import sys
 from pathlib import Path
-from typing import Any
 
 
 def take_any() -> None:
@@ -23,13 +22,7 @@ def pytest_configure() -> None:
     from benchmarks.common.server import VllmServer
 
     take_any()
-    patched: Any = VllmServer
-    vllm = patched.command
-
-    def command(server: VllmServer) -> list[str]:
-        return [sys.executable, str(Path(__file__).resolve()), *vllm.fget(server)[1:]]
-
-    patched.command = property(command)
+    VllmServer.program = [sys.executable, str(Path(__file__).resolve())]
 
 
 if __name__ in ("__main__", "__mp_main__"):  # the server, and the engine that it spawns

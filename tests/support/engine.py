@@ -223,6 +223,15 @@ def check(output: Any, expected: tuple[list[int], list[Tensor]], tolerance: floa
         assert max(abs(value - float(row[token])) for token, value in step.items()) < tolerance
 
 
+def same(one: Any, other: Any, tolerance: float) -> None:
+    """That two RequestOutputs answer the same prompt alike: ids, and log-probabilities of what both list."""
+    assert one.prompt_token_ids == other.prompt_token_ids
+    (ids, steps), (other_ids, other_steps) = tokens_and_logprobs(one), tokens_and_logprobs(other)
+    assert ids == other_ids
+    for step, other_step in zip(steps, other_steps, strict=True):
+        assert max(abs(step[i] - other_step[i]) for i in step.keys() & other_step.keys()) < tolerance
+
+
 def record_positions(llm: Any, prompts: list[Any], max_tokens: int = 6) -> list[Tensor]:
     """The positions [3, n] that the language model receives at every step while it answers one prompt: none below 0."""
     seen: list[Tensor] = []

@@ -12,7 +12,6 @@ import multiprocessing
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 @contextmanager
@@ -20,18 +19,13 @@ def forking() -> Iterator[None]:
     """Servers that are started in this block (`benchmarks.common.server.VllmServer`) are such servers."""
     from benchmarks.common.server import VllmServer
 
-    vllm: Any = VllmServer.__dict__["command"]
-
-    def command(server: VllmServer) -> list[str]:
-        given = vllm.fget(server)
-        # `make compat` on a release out of range has a script of its own in front of these words (any_vllm.py)
-        return [sys.executable, __file__, *given[1:]] if given[1] == "serve" else given
-
-    VllmServer.command = property(command)  # type: ignore[assignment,method-assign]
+    program = VllmServer.program
+    # `make compat` on a release out of range has a program of its own (any_vllm.py)
+    VllmServer.program = program or [sys.executable, __file__]
     try:
         yield
     finally:
-        VllmServer.command = vllm  # type: ignore[method-assign]
+        VllmServer.program = program
 
 
 if __name__ == "__main__":

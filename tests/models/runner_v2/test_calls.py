@@ -10,7 +10,7 @@ import pytest
 from flashvid_vllm import engine_args
 from flashvid_vllm.models.processor_cache import FIELD
 
-from ...support.engine import Clip, Engines, engine, greedy, prompt_of, tokens_and_logprobs
+from ...support.engine import Clip, Engines, engine, greedy, prompt_of, same
 from ...support.families import LLAVA_ONEVISION_ORIGINAL, QWEN2_5_VL, QWEN3_VL, Family
 
 CLIPS = [Clip(8, 84, 112), Clip(12, 84, 112, seed=1), Clip(8, 112, 84, seed=2)]
@@ -26,10 +26,7 @@ def prompts_of(family: Family) -> list[Any]:
 
 def assert_same(outputs: list[Any], others: list[Any], tolerance: float) -> None:
     for output, other in zip(outputs, others, strict=True):
-        (ids, steps), (other_ids, other_steps) = tokens_and_logprobs(output), tokens_and_logprobs(other)
-        assert ids == other_ids
-        for step, other_step in zip(steps, other_steps, strict=True):
-            assert max(abs(step[i] - other_step[i]) for i in step.keys() & other_step.keys()) < tolerance
+        same(output, other, tolerance)
 
 
 @pytest.mark.parametrize("family", [QWEN2_5_VL, QWEN3_VL, LLAVA_ONEVISION_ORIGINAL], ids=lambda family: family.name)
