@@ -138,8 +138,9 @@ def attention(query: Tensor, key: Tensor, logs: Tensor, received: Tensor) -> Non
     half = query.element_size() == 2
     unit = row_unit(query, key)
     sizes = (LOG2_E / math.sqrt(d), heads, n, d // unit)
-    strides = [s // unit for x in (query, key) for s in x.stride()[:3]]
-    strides[3:3], strides[7:7] = query.stride()[3:], key.stride()[3:]
+    strides: list[int] = []
+    for x in (query, key):
+        strides += [*(stride // unit for stride in x.stride()[:-1]), x.stride(-1)]
     block_d = power_of_2(d, least=16)
     block_m, block_n = (64, 64) if half else (16, 64)  # more queries in fp32 spill on sm_80 to sm_120
     row_blocks, column_blocks = cdiv(n, block_m), cdiv(n, block_n)
