@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
 """What the models of all families share: the settings of the videos that are being encoded, and metrics."""
 
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
@@ -21,6 +24,8 @@ from ..core.settings import BACKEND, ENABLED, KEY, MAX_VIDEO_TOKENS, REQUEST_OVE
 from . import FAMILIES, counting, pieces
 from .processor import MEASURE, pack_settings, unpack_settings
 from .processor_cache import FIELD, FULL_EMBEDS
+
+logger = logging.getLogger("vllm.plugins.flashvid")
 
 
 class FlashVidModel:
@@ -58,6 +63,30 @@ class FlashVidModel:
         """The arguments of `embed_multimodal` for one video, ``times`` in succession."""
         raise NotImplementedError
 
+    def compile_kernels(self) -> None:
+        """Compile all that a video may call for, where Triton compresses: else a request would wait for a compiler."""
+        vllm = self.flashvid_vllm_config
+        server = vllm.model_config.multimodal_config.mm_processor_kwargs[KEY]
+        device = torch.device(vllm.device_config.device)
+        if ops.choose_backend(self.flashvid_backend, device) != "triton":
+            return
+        from ..ops import warm_up
+
+        least, most = MULTIMODAL_REGISTRY.create_processor(vllm.model_config).frame_sizes()
+        attention = self.encoder_attention()
+        sizes = (self.visual_width(), least, most, server[MAX_VIDEO_TOKENS])
+        start = time.monotonic()
+        warm_up.compile_all(warm_up.Videos(vllm.model_config.dtype, *sizes, attention.num_heads, attention.head_size))
+        logger.info("FlashVID: kernels compiled, or found in Triton's cache, in %.1f s", time.monotonic() - start)
+
+    def encoder_attention(self) -> Any:
+        """vLLM's attention module of the last layer of the vision tower that sees whole frames."""
+        raise NotImplementedError
+
+    def visual_width(self) -> int:
+        """Channels of a visual token where it is compressed."""
+        raise NotImplementedError
+
     def measure_longest_video(self) -> None:
         """Encode and compress the longest video that may come, which vLLM's own measurement of memory leaves out."""
         model = self.flashvid_vllm_config.model_config
@@ -81,6 +110,7 @@ class FlashVidModel:
         kwargs.pop(FULL_EMBEDS, None)  # the scheduler's
         # on a CPU vLLM measures nothing
         if kwargs.pop(MEASURE, None) is not None and self.flashvid_piece and not current_platform.is_cpu():
+            self.compile_kernels()
             self.measure_longest_video()
         rows = kwargs.pop(FIELD, None)
         if rows is None:  # images, or FlashVID is not on

@@ -129,6 +129,10 @@ class FlashVidProcessor:
     def given_grid(self, num_frames: int, width: int, height: int) -> tuple[int, int]:
         """(T, N) of a video of so many frames of this size, unless the family's processor is told to choose others."""
 
+    @abstractmethod
+    def frame_sizes(self) -> tuple[int, int]:
+        """The least and the most visual tokens of a frame [N], unless the family's processor is told other limits."""
+
     def video_token(self) -> int:
         """The id that stands for a visual token of a video."""
         return int(self.info.get_hf_config().video_token_id)

@@ -16,7 +16,7 @@ MOST_CHANNELS = 256  # of a head; vision encoders have 64 to 128
 LOG2_E = math.log2(math.e)
 
 
-@triton.jit(do_not_specialize=["n", "row_blocks"])
+@triton.jit(do_not_specialize=["n", "row_blocks", "stride_qt", "stride_kt"])
 def log_sum_exp_kernel(
     query,
     key,
@@ -62,7 +62,7 @@ def log_sum_exp_kernel(
     tl.store(logs + of_head * n + at_m, largest + tl.log2(total), mask=at_m < n)
 
 
-@triton.jit(do_not_specialize=["n", "column_blocks"])
+@triton.jit(do_not_specialize=["n", "column_blocks", "stride_qt", "stride_kt"])
 def column_mean_kernel(
     query,
     key,

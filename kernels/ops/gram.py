@@ -10,7 +10,7 @@ from .device import dot, finite_or
 from .launch import cdiv, dot_precision, launch
 
 
-@triton.jit(do_not_specialize=["n", "tiles"])
+@triton.jit(do_not_specialize=["n", "tiles"], do_not_specialize_on_alignment=["count"])
 def gram_kernel(
     x,
     center,

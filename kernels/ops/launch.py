@@ -2,13 +2,15 @@
 """The one place that launches Triton kernels: on the tensors' device, counted where someone listens.
 
 ``record`` lists what the wrappers launch; with ``run=False`` and tensors on the "meta" device it is a dry
-run, so that a compile gate sees the very kernels, block sizes and signatures of a real run.
+run, so that a compile gate sees the very kernels, block sizes and signatures of a real run. ``compile_only``
+compiles what such a run calls for, and launches nothing.
 
 A launch lists its kernel's arguments again, in order: a kernel takes them one by one, and each is specialised alone.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +62,7 @@ class _Recorder:
 
 
 _recorders: list[_Recorder] = []
+_compiling: ContextVar[bool] = ContextVar("flashvid_compiling", default=False)
 
 
 @contextmanager
@@ -76,6 +79,16 @@ def record(run: bool = True, hip: bool = torch.version.hip is not None) -> Itera
         yield recorder.launches
     finally:
         _recorders.remove(recorder)
+
+
+@contextmanager
+def compile_only() -> Iterator[None]:
+    """Compile what is launched inside the block, for the current device, and launch nothing."""
+    token = _compiling.set(True)
+    try:
+        yield
+    finally:
+        _compiling.reset(token)
 
 
 def launch(
@@ -101,6 +114,9 @@ def launch(
         recorder.launches.append(_describe(kernel, programs, args, constants, options))
     if not all(recorder.run for recorder in _recorders):
         return
+    if _compiling.get():
+        kernel.warmup(*args, grid=(programs,), **constants, **options)
+        return
     with torch.cuda.device_of(next(arg for arg in args if isinstance(arg, Tensor))):
         kernel[(programs,)](*args, **constants, **options)
 
@@ -115,18 +131,20 @@ def _describe(
     signature, known, aligned = {}, dict(constants), []
     parameters = {p.name: p for p in getattr(kernel, "params", [])}
     for name, value in zip(kernel.arg_names, args, strict=False):
-        special = name not in parameters or not parameters[name].do_not_specialize
+        parameter = parameters.get(name)
+        special = parameter is None or not parameter.do_not_specialize
+        by_alignment = special and not (parameter and parameter.do_not_specialize_on_alignment)
         if value is None or (special and type(value) is int and value == 1):
             known[name] = value
         elif isinstance(value, Tensor):
             signature[name] = "*" + _TYPES[value.dtype]
-            if value.is_meta or value.data_ptr() % 16 == 0:
+            if by_alignment and value.data_ptr() % 16 == 0:  # on "meta" the offset
                 aligned.append(name)
         elif isinstance(value, float):
             signature[name] = "fp32"
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if special and value % 16 == 0:
+            if by_alignment and value % 16 == 0:
                 aligned.append(name)
     signature |= dict.fromkeys(known, "constexpr")
     ordered = {name: signature[name] for name in kernel.arg_names}
@@ -154,6 +172,16 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret) if hasattr(triton, "knobs") else False
 
 
-__all__ = ["Launch", "cdiv", "dot_precision", "frame_block", "interpreted", "launch", "power_of_2", "record"]
+__all__ = [
+    "Launch",
+    "cdiv",
+    "compile_only",
+    "dot_precision",
+    "frame_block",
+    "interpreted",
+    "launch",
+    "power_of_2",
+    "record",
+]
 cdiv = triton.cdiv
 INTERPRETED = tl.constexpr(interpreted())

@@ -19,7 +19,8 @@ def _distance(gram, inverse_i, inverse_j):
     return finite_or(tl.where(distance < FLAT_DISTANCE, 0.0, distance), float("inf"))
 
 
-@triton.jit(do_not_specialize=["n", "k", "stride_t"])
+# candidate and weight: of a chunk of frames, which may begin anywhere
+@triton.jit(do_not_specialize=["n", "k", "stride_t"], do_not_specialize_on_alignment=["candidate", "weight"])
 def select_kernel(
     candidate,
     index,

@@ -14,14 +14,23 @@ import torch
 
 pytest.importorskip("vllm")
 
+pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget
+
 from flashvid_vllm import FlashVidConfig
+from flashvid_vllm.core.budget import plan
+from flashvid_vllm.models import base
 from flashvid_vllm.models.pieces import encode_in_pieces, longest_video
 from flashvid_vllm.models.processor import MEASURE, pack_settings
 from flashvid_vllm.models.processor_cache import FIELD, FULL_EMBEDS
+from flashvid_vllm.ops import pipeline, triton_backend
 
 from ..support.engine import Clip, greedy, prompt_of
 from ..support.families import LLAVA_ONEVISION, LLAVA_VIDEO, QWEN2_5_VL, QWEN3_VL, Family
+from ..support.triton_keys import compiled
 
+SM_90 = GPUTarget("cuda", 90, 32)
 SETTINGS = {"retention_ratio": 0.3}
 FAMILIES = [QWEN3_VL, LLAVA_ONEVISION, QWEN2_5_VL, LLAVA_VIDEO]
 
@@ -216,3 +225,39 @@ def test_memory_is_measured_on_the_longest_video(served: Served, monkeypatch: py
     assert num_frames * n == 2 * model.flashvid_piece
     assert sizes == [model.flashvid_piece] * 2
     assert model.flashvid_metrics is counted
+
+
+@pytest.mark.slow
+def test_start_up_compiles_what_its_videos_call_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the layout that the encoder gives: a stride or an offset of another class would be compiled in a request."""
+    model = served.model
+    with compiled(SM_90) as before:
+        monkeypatch.setattr(base.ops, "choose_backend", lambda *_: "triton")
+        model.compile_kernels()
+    monkeypatch.undo()
+    assert len(before) > 40
+
+    def also_on_triton(features: torch.Tensor, attention: torch.Tensor | None, config: FlashVidConfig) -> Any:
+        video = compress(features, attention, config)
+        selected = plan(features.shape[0], features.shape[1], config).selected_per_frame
+        with compiled(SM_90) as found:
+            pipeline.compress_video(features, attention, selected, 9, config.selection, config.matching, 0.8, 0.9, 4)
+        called.update(found)
+        return video
+
+    def attention_also_on_triton(query: torch.Tensor, key: torch.Tensor, backend: str) -> torch.Tensor:
+        with compiled(SM_90) as found:
+            triton_backend.UNREGISTERED["received_attention"](query, key)
+        called.update(found)
+        return received_attention(query, key, backend=backend)
+
+    called: set[Any] = set()
+    compress, received_attention = base.compress, base.ops.received_attention
+    monkeypatch.setattr(base, "compress", also_on_triton)
+    monkeypatch.setattr(base.ops, "received_attention", attention_also_on_triton)
+    for num_frames in (5, 9):
+        video = noise(model, num_frames)
+        with torch.inference_mode():
+            model.embed_multimodal(**video, **{FIELD: pack_settings(FlashVidConfig())[None]})
+    assert len(called) > 10
+    assert called <= before

@@ -1,50 +1,69 @@
 # SPDX-License-Identifier: MIT
-"""How many variants of the kernels videos of all sizes call for: each is compiled while a request waits."""
+"""What start-up compiles holds all that videos of any size call for: else a request waits for a compiler."""
 
+import os
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from triton.backends.compiler import GPUTarget
+
 from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.core.budget import plan
-from flashvid_vllm.ops import pipeline, triton_backend
-from flashvid_vllm.ops.launch import Launch, record
+from flashvid_vllm.ops import pipeline, triton_backend, warm_up
+from tests.support.triton_keys import compiled
 
-from .compile_gate import served, variant
+from .compile_gate import served
 
-WIDTH, HEADS, HEAD = 3584, 16, 80
+if os.environ.get("TRITON_INTERPRET", "0") != "0":
+    pytest.skip("interpreted and compiled modes do not share a process", allow_module_level=True)
 
-
-def launches(num_frames: int, n: int, ratio: float) -> list[Launch]:
-    """What one video of Qwen2.5-VL's launches, in the layout that the model serves."""
-    budget = plan(num_frames, n, FlashVidConfig(retention_ratio=ratio))
-    features, scores, query, key = served(num_frames, n, WIDTH, HEADS, 4 * n, HEAD, torch.bfloat16)
-    with record(run=False, hip=False) as found:
-        sizes = (budget.selected_per_frame, budget.merged)
-        pipeline.compress_video(features, scores, *sizes, "attention_diversity", "tree", 0.8, 0.9, 4)
-        triton_backend.UNREGISTERED["received_attention"](query, key)
-    return found
+SM_90 = GPUTarget("cuda", 90, 32)
+QWEN = warm_up.Videos(torch.bfloat16, 3584, 4, 16_384, 65_536, heads=16, head_channels=80)
+SMALL = [QWEN, replace(QWEN, heads=2, head_channels=72), replace(QWEN, channels=2048, dtype=torch.float16)]
+FIXED = replace(QWEN, least_tokens=196, most_tokens=196, head_channels=72)  # LLaVA-OneVision's
 
 
-@pytest.mark.parametrize("n", [196, 360, 1035])
-def test_the_number_of_frames_calls_for_none_of_its_own(n: int) -> None:
-    expected = {variant(launch) for launch in launches(8, n, 0.25)}
-    assert len(expected) >= 12
-    for num_frames in range(2, 65):
-        assert {variant(launch) for launch in launches(num_frames, n, 0.25)} == expected
+def compress(videos: warm_up.Videos, draw: random.Random) -> tuple[int, int]:
+    """One video of any size and settings, laid out as a model serves it. Returns its T and N."""
+    most = draw.choice([videos.most_tokens, min(videos.most_tokens, 1000)])  # large ones, and as they usually are
+    n = draw.randint(videos.least_tokens, most)
+    num_frames = draw.randint(1, videos.longest // n)
+    budget = plan(num_frames, n, FlashVidConfig(retention_ratio=draw.choice([0.9, 0.5, 0.25, 0.1, 0.02])))
+    shape = (num_frames, n, videos.channels, videos.heads, 4 * n, videos.head_channels)
+    features, scores, query, key = served(*shape, videos.dtype)
+    sizes = (budget.selected_per_frame, budget.merged, draw.choice(warm_up.SELECTIONS), draw.choice(warm_up.MATCHINGS))
+    pipeline.compress_video(features, scores, *sizes, 0.8, 0.9, draw.randint(1, 8))
+    triton_backend.UNREGISTERED["received_attention"](query, key)
+    return num_frames, n
 
 
-def test_videos_of_many_sizes_call_for_few() -> None:
-    """A kernel has one for each power of 2 that holds a frame's tokens, some for each that holds those not chosen."""
-    seen: set[tuple[str, ...]] = set()
-    draw, compiling = random.Random(0), 0
-    for _ in range(200):
-        found = launches(draw.randint(1, 64), draw.randint(4, 40) * draw.randint(4, 40), draw.choice([0.5, 0.25, 0.1]))
-        new = set(map(variant, found)) - seen
-        compiling += bool(new)
-        seen |= new
-    assert compiling <= 15
-    assert len(seen) <= 64
+@pytest.mark.parametrize("videos", [*SMALL, FIXED], ids=["Qwen", "2 heads of 72", "fp16", "LLaVA"])
+def test_nothing_is_left_to_a_request(videos: warm_up.Videos) -> None:
+    with compiled(SM_90) as before:
+        warm_up.compress_one_of_each(videos)
+    draw, in_chunks = random.Random(0), 0
+    with compiled(SM_90) as found:
+        for _ in range(200):
+            num_frames, n = compress(videos, draw)
+            in_chunks += num_frames * n * n * 4 > pipeline.WORKSPACE_BYTES
+            assert found <= before, f"{num_frames} frames of {n} tokens: {sorted(found - before)}"
+    assert len(found) > 12
+    assert in_chunks or videos is FIXED
+
+
+def test_start_up_compiles_few() -> None:
+    with compiled(SM_90) as found:
+        warm_up.compress_one_of_each(QWEN)
+    assert len(found) <= 430
+
+
+@pytest.mark.parametrize(("least", "most"), [(1, 1), (1, 16), (5, 16), (5, 17), (196, 196), (200, 1000)])
+def test_classes_hold_every_size(least: int, most: int) -> None:
+    classes = list(warm_up.classes(least, most))
+    assert [n for first, last in classes for n in range(first, last + 1)] == list(range(least, most + 1))
+    assert all((first - 1).bit_length() == (last - 1).bit_length() for first, last in classes)

@@ -45,6 +45,11 @@ class LlavaProcessor(FlashVidProcessor):
     def given_grid(self, num_frames: int, width: int, height: int) -> tuple[int, int]:
         return num_frames, self.info._get_num_frame_tokens(image_width=width, image_height=height)
 
+    def frame_sizes(self) -> tuple[int, int]:
+        side = self.info.get_hf_config().vision_config.image_size
+        n = self.given_grid(1, side, side)[1]
+        return n, n
+
     def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
         videos, kwargs = inputs.mm_data_items.get("video"), inputs.hf_processor_mm_kwargs
         # before the frames are worked on: all are of one size, unless some are to be chosen
@@ -109,6 +114,12 @@ class LlavaModel(FullPositionsModel):
         self.flashvid_original = vllm_config.model_config.uses_mrope
         if self.flashvid_original:
             self.supports_mrope = self.supports_multimodal_pruning = True
+
+    def encoder_attention(self) -> Any:
+        return self.vision_tower.vision_model.encoder.layers[-1].self_attn.attn
+
+    def visual_width(self) -> int:
+        return self.embedding_width()
 
     def add_newlines(self, video: CompressedVideo, num_frames: int, tokens_per_frame: int) -> Tensor:
         """The embeddings of a compressed video, newlines included: [B + newlines, D]."""
@@ -198,7 +209,7 @@ class LlavaModel(FullPositionsModel):
         return features, scores[0] if scores else None
 
     def _encode_piece(self, frames: Tensor, scored: bool) -> tuple[Tensor, ...]:
-        attention = self.vision_tower.vision_model.encoder.layers[-1].self_attn.attn
+        attention = self.encoder_attention()
         with watch_attention(attention) if scored else nullcontext() as seen:
             features = self._video_pixels_to_features(self.vision_tower, frames)
         if seen is None:

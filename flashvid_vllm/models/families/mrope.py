@@ -23,6 +23,8 @@ from ..processor import FlashVidProcessor, Request, plain_video_of
 from ..separators import append_text, embed_text, take_text
 from ..upload import upload
 
+LARGE = 10_000  # pixels of a side, more than any processor leaves
+
 
 def _grid(thw: Sequence[int], merge: int) -> tuple[int, int]:
     """(T, N) of a video of ``thw`` patches, of which ``merge`` x ``merge`` make one token."""
@@ -72,6 +74,11 @@ class MRopeProcessor(FlashVidProcessor):
         positions = math.ceil(num_frames / self.info.get_hf_config().vision_config.temporal_patch_size)
         return positions, tokens // positions
 
+    def frame_sizes(self) -> tuple[int, int]:
+        # Qwen3-VL's limits are of all frames together: one may be as small as it likes, and is largest alone
+        shortest = self.info.get_hf_config().vision_config.temporal_patch_size
+        return 1, self.given_grid(shortest, LARGE, LARGE)[1]
+
 
 class MRopeModel(FullPositionsModel):
     """Mixin for the family's model. What a family may have to say is in the methods without an underscore.
@@ -92,6 +99,12 @@ class MRopeModel(FullPositionsModel):
             # a compiled block would hide its q and k (--compilation-config compile_mm_encoder); can go when vLLM gives
             # out an encoder's attention
             self.scoring_block().do_not_compile = True
+
+    def encoder_attention(self) -> Any:
+        return self.scoring_block().attn.attn
+
+    def visual_width(self) -> int:
+        return int(self.config.vision_config.out_hidden_size)
 
     def scoring_block(self) -> Any:
         """The tower's last block whose attention sees whole frames."""
@@ -189,7 +202,7 @@ class MRopeModel(FullPositionsModel):
         tower = self.visual
         if scored:
             reduce = tensor_model_parallel_all_reduce if ranks > 1 and not self.use_data_parallel else None
-            tower = ScoringTower(tower, self.scoring_block().attn.attn, self._score, reduce, ranks)
+            tower = ScoringTower(tower, self.encoder_attention(), self._score, reduce, ranks)
 
         def encode(start: int, stop: int) -> tuple[Tensor, ...]:
             part = pixels[start * thw[1] * thw[2] : stop * thw[1] * thw[2]]
@@ -227,7 +240,7 @@ class MRopeModel(FullPositionsModel):
         levels (DeepStack) are taken as they are, where a token is kept.
         """
         num_frames, n = self._video_grid(item["video_grid_thw"].data.tolist())
-        width = self.config.vision_config.out_hidden_size
+        width = self.visual_width()
         attention = scores.unflatten(0, (num_frames, n)) if scores is not None else None
         video = self.compress_video(features[:, :width].unflatten(0, (num_frames, n)), attention, config)
         tokens = torch.cat([video.tokens, features[video.source_index, width:]], dim=1)

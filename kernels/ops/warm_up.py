@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""Compile before the first request what any video may call for: Triton compiles a kernel for each class of arguments.
+
+The wrappers themselves are asked, on "meta" tensors: nothing is allocated and nothing runs. What differs from video to
+video is known to a kernel by the power of 2 that holds it, if at all: one size of each such class stands for all.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from contextvars import copy_context
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from . import pipeline, triton_backend
+from .launch import compile_only, power_of_2
+
+SELECTIONS = ("attention_diversity", "attention_diversity_event", "attention", "diversity")
+MATCHINGS = ("tree", "position")
+MOST_THREADS = 16
+MOST_FRAMES = 4096  # of an hour at one a second; a video of more compiles two kernels of its own
+
+
+@dataclass(frozen=True)
+class Videos:
+    """The videos that a server may meet.
+
+    Attributes:
+        dtype: of the features, and of the encoder's q and k.
+        channels: of a visual token [D].
+        least_tokens, most_tokens: visual tokens of a frame [N].
+        longest: visual tokens of a video [T * N] at most; a frame of more is one video.
+        heads, head_channels: of the vision encoder's attention: heads of this rank, channels of each.
+    """
+
+    dtype: torch.dtype
+    channels: int
+    least_tokens: int
+    most_tokens: int
+    longest: int
+    heads: int
+    head_channels: int
+
+
+def compile_all(videos: Videos) -> None:
+    """Compile every kernel that compressing such a video on the current device may launch.
+
+    Raises:
+        Whatever Triton raises where a kernel does not compile for this device.
+    """
+    copy_context().run(_compile_all, videos)  # Triton may leave its mode behind where a kernel fails
+
+
+def _compile_all(videos: Videos) -> None:
+    with ExitStack() as stack:
+        threads = min(MOST_THREADS, os.cpu_count() or 1)
+        if threads > 1 and hasattr(triton, "AsyncCompileMode") and torch.version.hip is None:  # LLVM for ROCm aborts
+            executor = stack.enter_context(ThreadPoolExecutor(threads))
+            stack.enter_context(triton.AsyncCompileMode(executor))
+        stack.enter_context(compile_only())
+        compress_one_of_each(videos)
+
+
+def compress_one_of_each(videos: Videos) -> None:
+    """Call the wrappers for a video of each class, on "meta"."""
+    for least, n in classes(videos.least_tokens, videos.most_tokens):
+        most_frames = min(max(1, videos.longest // least), MOST_FRAMES)
+        for _, slots in classes(1, n):  # tokens that ADTS leaves over; of a long video the workspace holds some frames
+            _compress(videos, 1, n, n - slots)
+            _compress(videos, most_frames, n, n - slots)
+        for _, num_frames in classes(1, most_frames):
+            for selection in SELECTIONS:
+                _compress(videos, num_frames, n, n // 2, selection)
+        for matching in MATCHINGS:
+            _compress(videos, 1, n, n // 2, matching=matching)
+    query = torch.empty((1, 1, videos.heads, videos.head_channels), dtype=videos.dtype, device="meta").transpose(1, 2)
+    triton_backend.UNREGISTERED["received_attention"](query, query)
+
+
+def classes(least: int, most: int) -> Iterator[tuple[int, int]]:
+    """The least and the largest size of each power of 2's class that has one from ``least`` to ``most``."""
+    while least <= most:
+        block = power_of_2(least)
+        yield least, min(block, most)
+        least = block + 1
+
+
+def _compress(
+    videos: Videos, num_frames: int, n: int, selected: int, selection: str = SELECTIONS[0], matching: str = MATCHINGS[0]
+) -> None:
+    features = torch.empty((num_frames, n, videos.channels), dtype=videos.dtype, device="meta")
+    attention = torch.empty((num_frames, n), device="meta")
+    merged = (n - selected) * num_frames // 2
+    pipeline.compress_video(features, attention, selected, merged, selection, matching, 0.8, 0.9, 4)
