@@ -155,7 +155,7 @@ def _patch_options(engine_args: Any, reason: str | None) -> None:
 def _patch_config_file() -> None:
     """vLLM's reader of ``--config`` files drops every value of false: an operator's closed door would stand open.
     Can go when it passes on ``--no-...`` of a subcommand."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     original = FlexibleArgumentParser.load_config_file

@@ -61,7 +61,7 @@ def refuse_unread_file(path: Any) -> None:
     """
     if not isinstance(path, str) or not Path(path).is_file():
         return
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     for key in content if isinstance(content, Mapping) else ():
