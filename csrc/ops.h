@@ -65,4 +65,14 @@ void received_attention(const Heads& query, const Heads& key, Dtype dtype, int64
 void compress(const Video& video, const float* attention, const Settings& settings, void* tokens,
               int64_t* source_index, int64_t* size, int64_t* assignment, int threads);
 
+// Blocks of temporal positions of a video, as kernels/ops/reuse.py has them: the first behind each, and of a column of
+// each the least and the most rows.
+struct Blocks {
+  std::vector<int64_t> ends, least, most;
+  int64_t longest;
+};
+// levels [T, places, channels]; num_rows below 0: as many as leave at most `unexplained`.
+void choose_rows(const uint8_t* levels, int64_t places, int64_t channels, const Blocks& video, int64_t num_rows,
+                 int64_t unexplained, int64_t* position, int threads);
+
 }  // namespace flashvid

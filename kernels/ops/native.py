@@ -190,6 +190,34 @@ def received_attention(query: Tensor, key: Tensor) -> Tensor:
     return received
 
 
+def choose_rows(
+    levels: Tensor,
+    ends: list[int],
+    longest: int,
+    least: list[int],
+    most: list[int],
+    num_rows: int | None,
+    unexplained: int,
+) -> Tensor:
+    """What ``flashvid_vllm.ops.reuse`` defines, from what it has derived."""
+    t, places, channels = levels.shape
+    position, rows = _like(levels, t, places), _rows(levels)
+    _loaded().choose_rows(
+        rows.data_ptr(),
+        places,
+        channels,
+        ends,
+        least,
+        most,
+        longest,
+        -1 if num_rows is None else num_rows,
+        unexplained,
+        position.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return position
+
+
 def compress_on_device(
     features: Tensor,
     attention: Tensor | None,
