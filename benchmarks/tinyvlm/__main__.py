@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import __doc__, data, report, served, tuned
+from . import __doc__, data, encoder, report, served, tuned
 from .backgrounds import Split
 from .blind import text_only
 from .evaluate import evaluate, evaluate_variants
@@ -18,7 +18,7 @@ from .features import CACHE, Store
 from .model import WEIGHTS, Size, build, load_weights
 from .train import Recipe, Training, run_folder
 
-STAGES = ("all", "data", "blind", "features", "train", "build", "evaluate", "variants", "serve", "tune")
+STAGES = ("all", "data", "blind", "features", "train", "build", "evaluate", "variants", "serve", "tune", "encoder")
 BLIND = 1500  # training videos whose questions are learned without them
 
 
@@ -109,6 +109,12 @@ def tune(options: argparse.Namespace) -> None:
         raise RuntimeError("flashvid tune does not say what the tables say; see tune.md")
 
 
+def encode_less(options: argparse.Namespace) -> None:
+    """Questions about the first test videos where the encoder computes a share of their patches."""
+    Store("test", encoder.VIDEOS).fill()
+    encoder.write(encoder.run(load_weights(options.weights), CACHE), options.results)
+
+
 def everything(options: argparse.Namespace) -> None:
     """All that the committed results are made of; what is there is not trained again."""
     if options.weights.exists():
@@ -137,6 +143,7 @@ def main() -> int:
         "variants": compare_variants,
         "serve": compare_served,
         "tune": tune,
+        "encoder": encode_less,
     }
     stages[options.stage](options)
     return 0
