@@ -38,7 +38,8 @@ FAULTS = [
     Fault(OPS + "reference.py", "(similarity <= threshold)", "(similarity < threshold)", "reference"),
     Fault(OPS + "reference.py", "delta.log() - sparsity", "delta - sparsity", "golden"),
     Fault(OPS + "reference.py", "received / (heads * n)", "received / n", "golden"),
-    Fault(OPS + "select.py", "tl.where(step == 0, to_choice,", "tl.where(step == 0, nearest,", "triton"),
+    Fault(OPS + "select.py", "tl.where(step == 1, to_choice,", "tl.where(step == 1, near,", "triton"),
+    Fault(OPS + "select.py", "score > best ", "score >= best ", "triton"),
     Fault(OPS + "match.py", "tile_best > best ", "tile_best >= best ", "triton"),
     Fault(OPS + "cluster.py", "few = tl.minimum(neighbours, num_tokens)", "few = neighbours", "triton"),
     # the encoder: attention, pieces

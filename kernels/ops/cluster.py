@@ -1,159 +1,283 @@
 # SPDX-License-Identifier: MIT
 # mypy: allow-untyped-defs
-"""DPC-kNN of every frame, over a number of tokens that only the device knows (Sec. 4)."""
+"""DPC-kNN of every frame, over a number of tokens that only the device knows (Sec. 4).
 
+Four launches, each of which needs all of the one before: densities, scores, ranks, nearest centres. A program has
+a block of a frame's tokens, the rows, and goes through all of them, the columns.
+"""
+
+from dataclasses import dataclass
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import finite_or, pick
-from .launch import launch, power_of_2
+from .device import finite_or
+from .launch import cdiv, launch, tiles
 from .layout import Layout
 
-LOWEST_SCORE = tl.constexpr(-3.4028234663852886e38)  # of log(0), so that padding ranks below it
+LOWEST_SCORE = tl.constexpr(-3.4028234663852886e38)  # of log(0)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the launches tell one another of S tokens of every frame, all contiguous; written where a token is.
+
+    Attributes:
+        sparsity: [frames, S] float32, the mean of the smallest squared distances (m).
+        farthest: [frames, S] float32, the largest squared distance.
+        score: [frames, S] float32, log(delta) - m.
+        rank: [frames, S] int32, tokens of the frame with a better score.
+    """
+
+    sparsity: Tensor
+    farthest: Tensor
+    score: Tensor
+    rank: Tensor
+
+    @classmethod
+    def empty(cls, frames: int, slots: int, device: torch.device) -> "Scores":
+        kinds = (torch.float32, torch.float32, torch.float32, torch.int32)
+        sparsity, farthest, score, rank = (torch.empty((frames, slots), dtype=kind, device=device) for kind in kinds)
+        return cls(sparsity, farthest, score, rank)
 
 
 @triton.jit
-def _distances(gram, n, count, rows, lane, square, channels):
-    """Squared distances of a tile of rows to all tokens, over D; +inf where it is not finite."""
-    at_rows = tl.load(gram + rows.to(tl.int64) * (n + 1), mask=rows < count, other=0.0)
-    inside = (rows[:, None] < count) & (lane[None, :] < count)
-    product = tl.load(gram + rows.to(tl.int64)[:, None] * n + lane[None, :], mask=inside, other=0.0)
+def _block(count, clusters, start, row_blocks, ORDERED: tl.constexpr, ROWS: tl.constexpr):
+    """Of this program: its frame in the chunk, its rows, the frame's tokens and clusters, whether there is work.
+
+    ORDERED: the centres are asked for, and in order, so there is work where every token is one.
+    """
+    here = (tl.program_id(0) // row_blocks).to(tl.int64)
+    first = tl.program_id(0) % row_blocks * ROWS
+    num_tokens = tl.load(count + start + here)
+    num_clusters = tl.load(clusters + start + here)
+    merging = (num_clusters > 0) & ((num_clusters < num_tokens) | ORDERED)
+    return here, first + tl.arange(0, ROWS), num_tokens, num_clusters, merging
+
+
+@triton.jit
+def _distances(gram, squares, slots, count, rows, columns, channels):
+    """Squared distances of a tile of a frame's tokens, over D; +inf where it is not finite."""
+    inside = (rows[:, None] < count) & (columns[None, :] < count)
+    product = tl.load(gram + rows.to(tl.int64)[:, None] * slots + columns[None, :], mask=inside, other=0.0)
+    of_rows = tl.load(squares + rows, mask=rows < count, other=0.0)
+    of_columns = tl.load(squares + columns, mask=columns < count, other=0.0)
     # Copies of a row have the same inner products to the bit, so they are at 0 exactly.
-    squared = (at_rows[:, None] - product) + (square[None, :] - product)
-    squared = finite_or(squared, float("inf"))
-    return tl.where(inside, tl.maximum(squared, 0.0) / channels, float("inf")), inside
+    squared = (of_rows[:, None] - product) + (of_columns[None, :] - product)
+    squared = tl.maximum(finite_or(squared, float("inf")), 0.0) / channels
+    return tl.where(inside, squared, float("inf")), inside
 
 
-@triton.jit
-def _peak_ranks(gram, n, count, neighbours, channels, lane, square, ROWS: tl.constexpr):
-    """Rank of every token by its score log(delta) - m, 0 the highest; ties to the lowest index."""
-    sparsity = tl.zeros(lane.shape, tl.float32)  # m; the density is exp(-m)
-    largest = tl.full([], 0.0, tl.float32)
-    for start in range(0, count, ROWS):
-        rows = start + tl.arange(0, ROWS)
-        squared, inside = _distances(gram, n, count, rows, lane, square, channels)
-        largest = tl.maximum(largest, tl.max(tl.max(tl.where(inside, squared, 0.0), axis=1), axis=0))
-        total = tl.zeros([ROWS], tl.float32)
-        for _ in range(neighbours):
-            nearest, which = tl.min(squared, axis=1, return_indices=True)
-            total += nearest
-            squared = tl.where(lane[None, :] == which[:, None], float("inf"), squared)
-        mine = rows[:, None] == lane[None, :]
-        sparsity += tl.sum(tl.where(mine, (total / neighbours)[:, None], 0.0), axis=0)
-
-    padded = tl.where(lane < count, sparsity, float("inf"))
-    densest = tl.min(tl.where((padded == tl.min(padded, axis=0)) & (lane < count), lane, n), axis=0)
-    delta = tl.full(lane.shape, float("inf"), tl.float32)
-    for start in range(0, count, ROWS):
-        rows = start + tl.arange(0, ROWS)
-        squared, inside = _distances(gram, n, count, rows, lane, square, channels)
-        of_rows = pick(sparsity, lane, rows)[:, None]
-        denser = (of_rows == sparsity[None, :]) & (rows[:, None] < lane[None, :])
-        denser = inside & (denser | (of_rows < sparsity[None, :]))
-        delta = tl.minimum(delta, tl.min(tl.where(denser, squared, float("inf")), axis=0))
-    delta = tl.sqrt_rn(tl.where(lane == densest, largest, delta))
-    score = tl.log(delta) - sparsity
-    score = tl.where(score > LOWEST_SCORE, score, LOWEST_SCORE)  # -inf and NaN
-
-    rank = tl.zeros(lane.shape, tl.int32)
-    for start in range(0, count, ROWS):
-        rows = start + tl.arange(0, ROWS)
-        of_rows = pick(score, lane, rows)[:, None]
-        before = (of_rows == score[None, :]) & (rows[:, None] < lane[None, :])
-        before = (rows[:, None] < count) & (before | (of_rows > score[None, :]))
-        rank += tl.sum(before.to(tl.int32), axis=0)
-    return rank
-
-
-@triton.jit
-def _nearest_center(gram, n, count, channels, lane, square, center, value, ROWS: tl.constexpr):
-    """``value`` of each token's nearest center; ties to the lowest token; a center is its own."""
-    lowest = tl.min(tl.where(center, lane, n), axis=0)
-    best = tl.full(lane.shape, float("inf"), tl.float32)
-    result = tl.zeros(lane.shape, tl.int32) + tl.sum(tl.where(lane == lowest, value, 0), axis=0)
-    for start in range(0, count, ROWS):
-        rows = start + tl.arange(0, ROWS)
-        squared, _ = _distances(gram, n, count, rows, lane, square, channels)
-        usable = pick(center.to(tl.int32), lane, rows)[:, None] != 0
-        nearest, which = tl.min(tl.where(usable, squared, float("inf")), axis=0, return_indices=True)
-        of_rows = pick(value, lane, rows)
-        chosen = tl.arange(0, ROWS)[:, None] == which[None, :]
-        found = tl.sum(tl.where(chosen, of_rows[:, None], 0), axis=0)
-        result = tl.where(nearest < best, found, result)
-        best = tl.minimum(best, nearest)
-    return tl.where(center, value, result)
-
-
-@triton.jit(do_not_specialize=["start", "n", "slots", "neighbours"])
-def cluster_kernel(
+@triton.jit(do_not_specialize=["start", "slots", "neighbours", "row_blocks"])
+def density_kernel(
     gram,
+    squares,
     count,
     clusters,
+    sparsity,
+    farthest,
+    start,
+    slots,
+    d,
+    neighbours,
+    row_blocks,
+    ORDERED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    # Of every token m, the mean of its smallest squared distances (the density is exp(-m)), and the largest of all.
+    here, rows, num_tokens, _, merging = _block(count, clusters, start, row_blocks, ORDERED, ROWS)
+    if merging & (tl.min(rows, axis=0) < num_tokens):
+        few = tl.minimum(neighbours, num_tokens)
+        missing = tl.where(rows < num_tokens, few, 0)
+        total = tl.zeros([ROWS], tl.float32)
+        below = tl.full([ROWS], -1.0, tl.float32)
+        largest = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for _ in range(few):  # the smallest that is above the last one, as often as it is there
+            smallest = tl.full([ROWS, COLUMNS], float("inf"), tl.float32)
+            times = tl.zeros([ROWS, COLUMNS], tl.int32)
+            for first in range(0, num_tokens, COLUMNS):
+                columns = first + tl.arange(0, COLUMNS)
+                frame = gram + here * slots * slots
+                squared, inside = _distances(frame, squares + here * slots, slots, num_tokens, rows, columns, d)
+                largest = tl.maximum(largest, tl.where(inside, squared, 0.0))
+                usable = inside & (squared > below[:, None])
+                times = tl.where(usable & (squared < smallest), 0, times)
+                times += (usable & (squared <= smallest)).to(tl.int32)
+                smallest = tl.where(usable, tl.minimum(squared, smallest), smallest)
+            below = tl.min(smallest, axis=1)
+            take = tl.sum(tl.where(smallest == below[:, None], times, 0), axis=1)
+            take = tl.minimum(take, missing)
+            total += tl.where(take > 0, below * take, 0.0)
+            missing -= take
+        tl.store(sparsity + here * slots + rows, total / few, mask=rows < num_tokens)
+        tl.store(farthest + here * slots + rows, tl.max(largest, axis=1), mask=rows < num_tokens)
+
+
+@triton.jit(do_not_specialize=["start", "slots", "row_blocks"])
+def score_kernel(
+    gram,
+    squares,
+    count,
+    clusters,
+    sparsity,
+    farthest,
+    score,
+    start,
+    slots,
+    d,
+    row_blocks,
+    ORDERED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    # log(delta) - m, delta the distance to the nearest denser token; of the densest, the largest of all distances.
+    here, rows, num_tokens, _, merging = _block(count, clusters, start, row_blocks, ORDERED, ROWS)
+    if merging & (tl.min(rows, axis=0) < num_tokens):
+        m = tl.load(sparsity + here * slots + rows, mask=rows < num_tokens, other=0.0)
+        nearest = tl.full([ROWS, COLUMNS], float("inf"), tl.float32)
+        denser_ones = tl.zeros([ROWS, COLUMNS], tl.int32)
+        largest = tl.zeros([COLUMNS], tl.float32)
+        for first in range(0, num_tokens, COLUMNS):
+            columns = first + tl.arange(0, COLUMNS)
+            frame = gram + here * slots * slots
+            squared, inside = _distances(frame, squares + here * slots, slots, num_tokens, rows, columns, d)
+            of_columns = tl.load(sparsity + here * slots + columns, mask=columns < num_tokens, other=0.0)
+            denser = (of_columns[None, :] == m[:, None]) & (columns[None, :] < rows[:, None])
+            denser = inside & (denser | (of_columns[None, :] < m[:, None]))
+            denser_ones += denser.to(tl.int32)
+            nearest = tl.minimum(nearest, tl.where(denser, squared, float("inf")))
+            far = tl.load(farthest + here * slots + columns, mask=columns < num_tokens, other=0.0)
+            largest = tl.maximum(largest, far)
+        is_densest = tl.sum(denser_ones, axis=1) == 0
+        delta = tl.sqrt_rn(tl.where(is_densest, tl.max(largest, axis=0), tl.min(nearest, axis=1)))
+        value = tl.log(delta) - m
+        value = tl.where(value > LOWEST_SCORE, value, LOWEST_SCORE)  # -inf and NaN
+        tl.store(score + here * slots + rows, value, mask=rows < num_tokens)
+
+
+@triton.jit(do_not_specialize=["start", "slots", "row_blocks"])
+def rank_kernel(
+    count,
+    clusters,
+    score,
+    rank,
     centers,
-    assignment,
+    start,
+    slots,
+    row_blocks,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    # How many tokens have a higher score, or the same and a lower index. Where nothing is merged all are centres.
+    ORDERED: tl.constexpr = centers is not None
+    here, rows, num_tokens, num_clusters, merging = _block(count, clusters, start, row_blocks, ORDERED, ROWS)
+    if tl.min(rows, axis=0) < num_tokens:
+        place = rows
+        if merging:
+            mine = tl.load(score + here * slots + rows, mask=rows < num_tokens, other=0.0)
+            before = tl.zeros([ROWS, COLUMNS], tl.int32)
+            for first in range(0, num_tokens, COLUMNS):
+                columns = first + tl.arange(0, COLUMNS)
+                other = tl.load(score + here * slots + columns, mask=columns < num_tokens, other=float("-inf"))
+                earlier = (other[None, :] == mine[:, None]) & (columns[None, :] < rows[:, None])
+                before += (earlier | (other[None, :] > mine[:, None])).to(tl.int32)
+            place = tl.sum(before, axis=1)
+        tl.store(rank + here * slots + rows, place, mask=rows < num_tokens)
+        if centers is not None:
+            tl.store(centers + place, rows, mask=(rows < num_tokens) & (place < num_clusters))
+
+
+@triton.jit
+def _nearest_center(gram, squares, rank, slots, count, clusters, rows, channels, COLUMNS: tl.constexpr):
+    """The centre that is nearest to each row; ties to the lowest token, however far; a centre is its own."""
+    nobody = slots
+    best = tl.full([rows.shape[0], COLUMNS], float("inf"), tl.float32)
+    center = tl.zeros([rows.shape[0], COLUMNS], tl.int32) + nobody
+    for first in range(0, count, COLUMNS):
+        columns = first + tl.arange(0, COLUMNS)
+        squared, _ = _distances(gram, squares, slots, count, rows, columns, channels)
+        usable = tl.load(rank + columns, mask=columns < count, other=slots) < clusters
+        closer = usable[None, :] & ((squared < best) | (center == nobody))
+        center = tl.where(closer, columns[None, :], center)
+        best = tl.where(closer, squared, best)
+    nearest = tl.min(best, axis=1)
+    center = tl.min(tl.where(best == nearest[:, None], center, nobody), axis=1)
+    own = tl.load(rank + rows, mask=rows < count, other=slots) < clusters
+    return tl.where(own, rows, center)
+
+
+@triton.jit
+def _lay_out(candidate, slot, rank, row_base, source_index, assignment, t, n, clusters, BLOCK: tl.constexpr):
+    """A row for every token of a frame that ADTS kept and for every centre, in the order of position."""
+    row = tl.load(row_base + t)
+    for first in range(0, n, BLOCK):
+        token = first + tl.arange(0, BLOCK)
+        free = tl.load(candidate + t * n + token, mask=token < n, other=1) != 0
+        own_slot = tl.load(slot + t * n + token, mask=token < n, other=-1)
+        place = tl.load(rank + own_slot, mask=own_slot >= 0, other=clusters)
+        kept = ~free | (place < clusters)
+        at = row + tl.cumsum(kept.to(tl.int32), axis=0) - 1
+        tl.store(source_index + at, t * n + token, mask=kept)
+        tl.store(assignment + t * n + token, at, mask=kept)
+        row += tl.sum(kept.to(tl.int32), axis=0)
+
+
+@triton.jit(do_not_specialize=["start", "n", "slots", "row_blocks", "row_programs"])
+def assign_kernel(
+    gram,
+    squares,
+    count,
+    clusters,
+    rank,
     candidate,
-    slot_token,
-    picked_before,
+    slot,
     row_base,
-    slot_row,
+    slot_center,
     source_index,
+    assignment,
     start,
     n,
     slots,
     d,
-    neighbours,
-    BLOCK_S: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    row_blocks,
+    row_programs,
     ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    here = tl.program_id(0).to(tl.int64)
-    t = start + here
-    rows_of_frame = gram + here * slots * slots
-    lane = tl.arange(0, BLOCK_S)
-    num_tokens = tl.load(count + t)
-    num_clusters = tl.load(clusters + t)
-    inside = lane < num_tokens
-    rank = lane
-    square = tl.load(rows_of_frame + lane.to(tl.int64) * (slots + 1), mask=inside, other=0.0)
-    merging = num_clusters < num_tokens
-    if centers is not None:
-        merging = num_clusters > 0  # the centers are asked for, and in order
-    if merging & (num_clusters > 0):
-        few = tl.minimum(neighbours, num_tokens)
-        rank = _peak_ranks(rows_of_frame, slots, num_tokens, few, d, lane, square, ROWS=ROWS)
-    center = inside & (rank < num_clusters)
-    if centers is not None:
-        tl.store(centers + rank, lane, mask=center)
-        value = rank
-    else:
-        base = tl.load(row_base + t).to(tl.int32)
-        order = tl.cumsum(center.to(tl.int32), axis=0) - 1
-        value = base + order + tl.load(picked_before + t * slots + lane, mask=inside, other=0)
-    result = tl.where(center, value, -1)
-    if merging & (num_clusters > 0):
-        result = _nearest_center(rows_of_frame, slots, num_tokens, d, lane, square, center, value, ROWS=ROWS)
-    if centers is not None:
-        tl.store(assignment + lane, result, mask=inside)
-    else:
-        tl.store(slot_row + t * slots + lane, tl.where(inside, result, -1), mask=lane < slots)
-        slot_at = tl.load(slot_token + t * slots + lane, mask=inside, other=0)
-        tl.store(source_index + value, t * n + slot_at, mask=center)
-        # The tokens that ADTS kept lie between the centers: a row for each, in the order of position.
-        token = tl.arange(0, BLOCK_N)
-        free = tl.load(candidate + t * n + token, mask=token < n, other=1) != 0
-        row = base + tl.cumsum((~free).to(tl.int32), axis=0) - 1
-        for first in range(0, num_tokens, ROWS):
-            rows = first + tl.arange(0, ROWS)
-            at_rows = pick(slot_at, lane, rows)[:, None]
-            is_center = pick(center.to(tl.int32), lane, rows)[:, None]
-            row += tl.sum(tl.where(at_rows < token[None, :], is_center, 0), axis=0)
-        tl.store(source_index + row, t * n + token, mask=~free)
-        tl.store(assignment + t * n + token, row, mask=~free)
+    # Two kinds of programs, which need the ranks alone: nearest centres, and the output rows of a frame.
+    ORDERED: tl.constexpr = slot_center is None
+    if tl.program_id(0) < row_programs:
+        here, rows, num_tokens, num_clusters, merging = _block(count, clusters, start, row_blocks, ORDERED, ROWS)
+        if tl.min(rows, axis=0) < num_tokens:
+            of_frame = rank + here * slots
+            center = tl.where(rows < num_clusters, rows, -1)
+            if merging:
+                center = _nearest_center(
+                    gram + here * slots * slots, squares + here * slots, of_frame, slots, num_tokens, num_clusters,
+                    rows, d, COLUMNS=COLUMNS,
+                )  # fmt: skip
+            if ORDERED:
+                place = tl.load(of_frame + center, mask=rows < num_tokens, other=0)
+                tl.store(assignment + rows, place, mask=rows < num_tokens)
+            else:
+                tl.store(slot_center + (start + here) * slots + rows, center, mask=rows < num_tokens)
+    elif slot_center is not None:
+        here = (tl.program_id(0) - row_programs).to(tl.int64)
+        t = start + here
+        num_clusters = tl.load(clusters + t)
+        _lay_out(
+            candidate, slot, rank + here * slots, row_base, source_index, assignment, t, n, num_clusters, BLOCK=BLOCK
+        )  # fmt: skip
 
 
 def cluster(
     gram: Tensor,
+    squares: Tensor,
+    scores: Scores,
     count: Tensor,
     clusters: Tensor,
     d: int,
@@ -167,40 +291,59 @@ def cluster(
 
     Args:
         gram: [frames, S, S] float32, contiguous: inner products of D channels about any common origin.
+        squares: [frames, S] float32, contiguous, the diagonal of ``gram``.
+        scores: of as many frames or more, written.
         count, clusters: [T] int32: tokens and wanted clusters of each frame; ``start`` is the first of gram.
         neighbours: that make the density, the token itself included; a frame with fewer tokens takes all.
         centers, assignment: [clusters], [S] int64, written as ``cluster_tokens`` returns them (one frame).
 
-    With ``layout`` instead of ``centers``, the output rows of these frames are laid out: its ``slot_row`` and
-    ``source_index`` are written, and ``assignment`` [T, N] int64 at the tokens that ADTS kept.
+    With ``layout`` instead of ``centers``, the output rows of these frames are laid out: its ``slot_center`` and
+    ``source_index`` are written, and ``assignment`` [T, N] int64 at the tokens that ADTS kept and at the centres.
     """
     frames, slots, _ = gram.shape
+    ordered = centers is not None
+    tile = tiles()
+    row_blocks = cdiv(slots, tile.rows)
+    programs = frames * row_blocks
+    shape = {"ROWS": tile.rows, "COLUMNS": tile.columns}
+    given = (gram, squares, count, clusters)
+    densities = (*given, scores.sparsity, scores.farthest)
+    launch(
+        density_kernel,
+        programs,
+        *densities,
+        start,
+        slots,
+        d,
+        neighbours,
+        row_blocks,
+        ORDERED=ordered,
+        **shape,
+        num_warps=8,
+    )
+    launch(score_kernel, programs, *densities, scores.score, start, slots, d, row_blocks, ORDERED=ordered, **shape)
+    ranks = (count, clusters, scores.score, scores.rank, centers)
+    launch(
+        rank_kernel, programs, *ranks, start, slots, row_blocks, **shape, max_registers=128
+    )  # left alone, sm_120 spills
     n = slots
-    lists: tuple[Tensor | None, ...] = (None,) * 6
+    lists: tuple[Tensor | None, ...] = (None,) * 5
     if layout is not None:
         n = layout.candidate.shape[1]
-        lists = (
-            layout.candidate, layout.slot_token, layout.picked_before, layout.row_base, layout.slot_row,
-            layout.source_index,
-        )  # fmt: skip
-    block = power_of_2(slots)
+        lists = (layout.candidate, layout.slot, layout.row_base, layout.slot_center, layout.source_index)
     launch(
-        cluster_kernel,
-        frames,
-        gram,
-        count,
-        clusters,
-        centers,
-        assignment,
+        assign_kernel,
+        programs + (0 if layout is None else frames),
+        *given,
+        scores.rank,
         *lists,
+        assignment,
         start,
         n,
         slots,
         d,
-        neighbours,
-        BLOCK_S=block,
-        BLOCK_N=power_of_2(n),
-        ROWS=max(1, min(8, 4096 // block)),
-        num_warps=8,
-        max_registers=128,  # left alone, sm_80 and sm_90 spill
+        row_blocks,
+        programs,
+        **shape,
+        BLOCK=tile.tokens,
     )

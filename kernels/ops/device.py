@@ -37,10 +37,3 @@ def inverse_norm(squares, offsets, mask, num_parts, stride_part):
         total += tl.load(squares + offsets, mask=mask, other=0.0)
         squares += stride_part
     return tl.where(total > 0, 1 / tl.sqrt_rn(total), 1.0)
-
-
-@triton.jit
-def pick(values, lanes, rows):
-    """``values[rows]`` for a vector in registers: exact, as all other terms of the sum are 0."""
-    chosen = lanes[None, :] == rows[:, None]
-    return tl.sum(tl.where(chosen, values[None, :], tl.zeros_like(values)[None, :]), axis=1)

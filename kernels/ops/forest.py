@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import cdiv, launch, power_of_2
+from .launch import cdiv, launch, power_of_2, tiles
 
 ROWS_AT_A_TIME = 8  # a program's tile of features that it sums
 
@@ -15,15 +15,16 @@ def channels_at_a_time(d: int) -> int:
     return min(512, power_of_2(d))
 
 
-@triton.jit(do_not_specialize=["n", "slots"])
-def roots_kernel(root, candidate, slot, slot_token, picked_before, n, slots, BLOCK: tl.constexpr):
-    # Pointer jumping in place, without a barrier between programs. Reading an entry while another program
-    # updates it is harmless: an entry only ever moves from one ancestor to an earlier one of the same tree,
-    # so whatever is read lies on the way, and only a root points to itself. Early frames start first.
-    t = tl.program_id(0).to(tl.int64)
-    lane = tl.arange(0, BLOCK)
-    inside = lane < n
-    own = t * n + lane
+@triton.jit(do_not_specialize=["n", "slots", "blocks"])
+def roots_kernel(root, candidate, slot, slot_token, n, slots, blocks, BLOCK: tl.constexpr):
+    # A block of a frame's tokens. Pointer jumping in place, without a barrier between programs. Reading an entry while
+    # another program updates it is harmless: an entry only ever moves from one ancestor to an earlier one of the same
+    # tree, so whatever is read lies on the way, and only a root points to itself. Early frames start first.
+    t = (tl.program_id(0) // blocks).to(tl.int64)
+    first = tl.program_id(0) % blocks * BLOCK
+    token = first + tl.arange(0, BLOCK)
+    inside = token < n
+    own = t * n + token
     at = tl.load(root + own, mask=inside, other=0)
     moving = tl.sum(inside.to(tl.int32), axis=0)
     while moving > 0:
@@ -32,22 +33,21 @@ def roots_kernel(root, candidate, slot, slot_token, picked_before, n, slots, BLO
         at = above
         tl.store(root + own, at, mask=inside)
     if slot is not None:
+        before = tl.zeros(
+            [BLOCK], tl.int32
+        )  # roots of the blocks before this one: they point to themselves, jump or not
+        for start in range(0, first, BLOCK):
+            other = t * n + start + tl.arange(0, BLOCK)
+            before += ((tl.load(root + other) == other) & (tl.load(candidate + other) != 0)).to(tl.int32)
         free = tl.load(candidate + own, mask=inside, other=0) != 0
         is_root = free & (at == own)
-        rank = tl.cumsum(is_root.to(tl.int32), axis=0) - 1
-        picked = inside & ~free
-        before = tl.cumsum(picked.to(tl.int32), axis=0)
+        rank = tl.sum(before, axis=0) + tl.cumsum(is_root.to(tl.int32), axis=0) - 1
         tl.store(slot + own, tl.where(is_root, rank, -1), mask=inside)
-        tl.store(slot_token + t * slots + rank, lane, mask=is_root)
-        tl.store(picked_before + t * slots + rank, before, mask=is_root)
+        tl.store(slot_token + t * slots + rank, token, mask=is_root)
 
 
 def roots(
-    root: Tensor,
-    candidate: Tensor | None = None,
-    slot: Tensor | None = None,
-    slot_token: Tensor | None = None,
-    picked_before: Tensor | None = None,
+    root: Tensor, candidate: Tensor | None = None, slot: Tensor | None = None, slot_token: Tensor | None = None
 ) -> None:
     """Replace every token's parent by the root of its tree; list the roots of every frame.
 
@@ -57,15 +57,15 @@ def roots(
             the lists are not wanted.
         slot: [T, N] int32, contiguous, becomes the place of a root in its frame's list; -1 elsewhere.
         slot_token: [T, S] int32, contiguous, becomes the roots of every frame, ascending; S holds them all.
-        picked_before: [T, S] int32, contiguous, becomes the number of selected tokens before each root.
     """
     t, n = root.shape
     slots = 0 if slot_token is None else slot_token.shape[1]
-    block = power_of_2(n)
+    block = tiles().tokens
+    blocks = cdiv(n, block)
     # No more threads than tokens: two threads with the same token could read different ancestors of it, and
     # disagree on when to stop.
-    warps = max(1, min(8, block // 64))
-    launch(roots_kernel, t, root, candidate, slot, slot_token, picked_before, n, slots, BLOCK=block, num_warps=warps)
+    warps = max(1, min(4, block // 32))
+    launch(roots_kernel, t * blocks, root, candidate, slot, slot_token, n, slots, blocks, BLOCK=block, num_warps=warps)
 
 
 @triton.jit
@@ -92,26 +92,32 @@ def tree_mean(
     FOREST: members lie in consecutive frames, as a parent is always in the previous one; the first frame
     without a member is the end.
     """
-    lane = tl.arange(0, BLOCK_N)
     at_d = at_d.to(tl.int64)
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
     size = tl.full([], 0, tl.int32)
-    members = tl.full([], 1, tl.int32)
-    while (frame < num_frames) & (members > 0):
-        is_member = tl.load(label + frame * n + lane, mask=lane < n, other=-1) == wanted
+    first = tl.full([], 0, tl.int32)
+    in_frame = tl.full([], 1, tl.int32)
+    while (frame < num_frames) & (in_frame > 0):
+        token = first + tl.arange(0, BLOCK_N)
+        is_member = tl.load(label + frame * n + token, mask=token < n, other=-1) == wanted
         members = tl.sum(is_member.to(tl.int32), axis=0)
-        size += members
-        lowest = tl.min(tl.where(is_member, lane, n), axis=0)
-        highest = tl.max(tl.where(is_member, lane, -1), axis=0)
+        lowest = tl.min(tl.where(is_member, token, n), axis=0)
+        highest = tl.max(tl.where(is_member, token, -1), axis=0)
         for start in range(lowest, highest + 1, ROWS):  # no row if there is no member
             row = (start + tl.arange(0, ROWS)).to(tl.int64)
             take = tl.load(label + frame * n + row, mask=row <= highest, other=-1) == wanted
             mask = take[:, None] & (at_d[None, :] < d)
             at = x + frame * stride_t + (row[:, None] * stride_n + at_d[None, :] * stride_d)
             acc += tl.load(at, mask=mask, other=0.0).to(tl.float32)
-        frame += 1
-        if not FOREST:
-            members = tl.full([], 1, tl.int32)
+        size += members
+        # One more than the members so far, lest a frame end at a block without one.
+        in_frame = tl.where(first == 0, 1, in_frame) + members
+        first += BLOCK_N
+        if first >= n:
+            first = tl.full([], 0, tl.int32)
+            frame += 1
+            if FOREST:
+                in_frame -= 1
     return tl.sum(acc, axis=0) / size, size
 
 
@@ -251,7 +257,7 @@ def tree_means(
         d,
         *x.stride(),
         FOREST=forest,
-        BLOCK_N=power_of_2(n),
+        BLOCK_N=tiles().tokens,
         ROWS=ROWS_AT_A_TIME,
         BLOCK_D=block_d,
     )

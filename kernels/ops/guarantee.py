@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import frame_block, launch, power_of_2
+from .launch import frame_block, launch, tiles
 
 BYTE = tl.constexpr(256)
 HALF = tl.constexpr(2**31)
@@ -44,6 +44,23 @@ def _weakest_kept(parent, similarity, first_token, num_tokens, keep, TILE: tl.co
     return (prefix - HALF).to(tl.int32), keep
 
 
+@triton.jit
+def _place_of_tie(parent, similarity, first_token, num_tokens, weakest, ties, TILE: tl.constexpr):
+    """Where in a segment the last of the first ``ties`` links of strength ``weakest`` is; -1 if ``ties`` is 0."""
+    place = tl.full([], -1, tl.int32)
+    before = tl.full([], 0, tl.int32)
+    for start in range(0, num_tokens, TILE):
+        at = start + tl.arange(0, TILE)
+        inside = at < num_tokens
+        linked = tl.load(parent + first_token + at, mask=inside, other=-1) >= 0
+        key = _ordered(tl.load(similarity + first_token + at, mask=inside, other=0.0))
+        tied = (linked & (key == weakest)).to(tl.int32)
+        which = before + tl.cumsum(tied, axis=0)
+        place = tl.maximum(place, tl.max(tl.where((tied != 0) & (which <= ties), at, -1), axis=0))
+        before += tl.sum(tied, axis=0)
+    return place
+
+
 @triton.jit(do_not_specialize=["num_frames", "n", "selected", "merged"])
 def guarantee_kernel(
     parent,
@@ -71,42 +88,41 @@ def guarantee_kernel(
         first = first.to(tl.int64)
         quota_before = first * merged // num_frames
         quota = (first + length) * merged // num_frames - quota_before
-        lane = tl.arange(0, BLOCK_N)
 
-        links = tl.full([], 0, tl.int32)
-        candidates = tl.full([], 0, tl.int32)
+        links = tl.zeros([TILE_T * BLOCK_N], tl.int32)
+        candidates = tl.zeros([TILE_T * BLOCK_N], tl.int32)
         for start in range(0, length * n, TILE_T * BLOCK_N):
             at = start + tl.arange(0, TILE_T * BLOCK_N)
             inside = at < length * n
-            links += tl.sum((tl.load(parent + first * n + at, mask=inside, other=-1) >= 0).to(tl.int32), axis=0)
-            candidates += tl.sum(tl.load(candidate + first * n + at, mask=inside, other=0).to(tl.int32), axis=0)
+            links += (tl.load(parent + first * n + at, mask=inside, other=-1) >= 0).to(tl.int32)
+            candidates += tl.load(candidate + first * n + at, mask=inside, other=0).to(tl.int32)
+        num_links, num_candidates = tl.sum(links, axis=0), tl.sum(candidates, axis=0)
 
-        keep = (candidates - quota).to(tl.int32)
+        keep = (num_candidates - quota).to(tl.int32)
         weakest = tl.full([], -(2**31), tl.int32)  # every strength is above
-        ties = tl.full([], 0, tl.int32)
-        if links > keep:
+        last_tie = tl.full([], -1, tl.int32)
+        if num_links > keep:
             weakest, ties = _weakest_kept(parent, similarity, first * n, length * n, keep, TILE=TILE_T * BLOCK_N)
-        num_roots = (candidates - tl.minimum(links, keep)).to(tl.int64)
+            last_tie = _place_of_tie(parent, similarity, first * n, length * n, weakest, ties, TILE=TILE_T * BLOCK_N)
+        num_roots = (num_candidates - tl.minimum(num_links, keep)).to(tl.int64)
 
         roots_before = tl.full([], 0, tl.int64)
-        ties_before = tl.full([], 0, tl.int32)
         for start in range(0, length, TILE_T):
             t = first + start + tl.arange(0, TILE_T)
             in_segment = t < first + length
-            at = t[:, None] * n + lane[None, :]
-            inside = in_segment[:, None] & (lane[None, :] < n)
-            link = tl.load(parent + at, mask=inside, other=-1)
-            key = _ordered(tl.load(similarity + at, mask=inside, other=0.0))
-            tied = (link >= 0) & (key == weakest)
-            in_row = tl.sum(tied.to(tl.int32), axis=1)
-            rank = ties_before + (tl.cumsum(in_row, axis=0) - in_row)[:, None]
-            rank += tl.cumsum(tied.to(tl.int32), axis=1) - 1
-            ties_before += tl.sum(in_row, axis=0)
-            kept = (link >= 0) & ((key > weakest) | (tied & (rank < ties)))
-            tl.store(root + at, tl.where(kept, at - lane[None, :] - n + link, at), mask=inside)
-
-            free = tl.load(candidate + at, mask=inside, other=0) != 0
-            roots = tl.sum((free & ~kept).to(tl.int64), axis=1)
+            is_root = tl.zeros([TILE_T, BLOCK_N], tl.int32)
+            for begin in range(0, n, BLOCK_N):
+                token = begin + tl.arange(0, BLOCK_N)[None, :]
+                at = t[:, None] * n + token
+                inside = in_segment[:, None] & (token < n)
+                link = tl.load(parent + at, mask=inside, other=-1)
+                key = _ordered(tl.load(similarity + at, mask=inside, other=0.0))
+                kept = (key > weakest) | ((key == weakest) & (at - first * n <= last_tie))
+                kept = (link >= 0) & kept
+                tl.store(root + at, tl.where(kept, at - token - n + link, at), mask=inside)
+                free = tl.load(candidate + at, mask=inside, other=0) != 0
+                is_root += (free & ~kept).to(tl.int32)
+            roots = tl.sum(is_root, axis=1).to(tl.int64)
             upto = roots_before + tl.cumsum(roots, axis=0)
             shares_before = quota * (upto - roots) // num_roots
             tl.store(count + t, roots.to(tl.int32), mask=in_segment)
@@ -144,7 +160,7 @@ def guarantee(
         row_base: [T + 1] int64, becomes the first output row of each frame; B at the end.
     """
     t, n = parent.shape
-    block_n = power_of_2(n)
+    tile = tiles().tokens
     launch(
         guarantee_kernel,
         t,
@@ -161,8 +177,7 @@ def guarantee(
         selected,
         merged,
         BLOCK_T=frame_block(t),
-        BLOCK_N=block_n,
-        TILE_T=max(1, 512 // block_n),
-        num_warps=8,
-        max_registers=128,  # left alone, sm_80 and sm_120 spill
+        BLOCK_N=tile // 4,
+        TILE_T=8,
+        num_warps=16,
     )

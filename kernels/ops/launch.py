@@ -55,6 +55,23 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """What of a frame a program holds at a time. A loop does the rest, so one variant serves frames of all sizes.
+
+    Attributes:
+        tokens: of a list of a frame's tokens, a power of 2, at least 2.
+        rows, columns: of a matrix of all tokens of a frame with each other, powers of 2.
+    """
+
+    tokens: int = 1024
+    rows: int = 16
+    columns: int = 128
+
+
+TILES = Tiles()
+
+
+@dataclass(frozen=True)
 class _Recorder:
     launches: list[Launch]
     run: bool
@@ -133,22 +150,28 @@ def _describe(
     for name, value in zip(kernel.arg_names, args, strict=False):
         parameter = parameters.get(name)
         special = parameter is None or not parameter.do_not_specialize
-        by_alignment = special and not (parameter and parameter.do_not_specialize_on_alignment)
+        align = special and (parameter is None or not parameter.do_not_specialize_on_alignment)
         if value is None or (special and type(value) is int and value == 1):
             known[name] = value
         elif isinstance(value, Tensor):
             signature[name] = "*" + _TYPES[value.dtype]
-            if by_alignment and value.data_ptr() % 16 == 0:  # on "meta" the offset
+            address = value.storage_offset() * value.itemsize if value.is_meta else value.data_ptr()
+            if align and address % 16 == 0:
                 aligned.append(name)
         elif isinstance(value, float):
             signature[name] = "fp32"
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if by_alignment and value % 16 == 0:
+            if align and value % 16 == 0:
                 aligned.append(name)
     signature |= dict.fromkeys(known, "constexpr")
     ordered = {name: signature[name] for name in kernel.arg_names}
     return Launch(kernel, programs, ordered, known, tuple(aligned), options)
+
+
+def tiles() -> Tiles:
+    """The tiles of every kernel whose lists and matrices are as long as a frame has tokens."""
+    return TILES
 
 
 def frame_block(num_frames: int) -> int:
@@ -173,15 +196,8 @@ def interpreted() -> bool:
 
 
 __all__ = [
-    "Launch",
-    "cdiv",
-    "compile_only",
-    "dot_precision",
-    "frame_block",
-    "interpreted",
-    "launch",
-    "power_of_2",
-    "record",
-]
+    "Launch", "Tiles", "cdiv", "compile_only", "dot_precision", "frame_block", "interpreted", "launch", "power_of_2",
+    "record", "tiles",
+]  # fmt: skip
 cdiv = triton.cdiv
 INTERPRETED = tl.constexpr(interpreted())

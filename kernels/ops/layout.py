@@ -17,9 +17,8 @@ class Layout:
         row_base: [T + 1] int64, first output row of each frame; B at the end [``guarantee``].
         slot: [T, N] int32, place of a root in its frame's list; -1 elsewhere [``roots``].
         slot_token: [T, S] int32, the roots of every frame, ascending [``roots``].
-        picked_before: [T, S] int32, selected tokens before each root [``roots``].
         tree_size: [T, S] int32, members of each tree [``tree_means``].
-        slot_row: [T, S] int32, output row that each root joins, or -1 [``cluster``].
+        slot_center: [T, S] int32, the root that each joins, as a place in its frame's list, or -1 [``cluster``].
         source_index: [B] int64, the token that each output row stands for [``cluster``].
     """
 
@@ -29,7 +28,6 @@ class Layout:
     row_base: Tensor
     slot: Tensor
     slot_token: Tensor
-    picked_before: Tensor
     tree_size: Tensor
-    slot_row: Tensor
+    slot_center: Tensor
     source_index: Tensor

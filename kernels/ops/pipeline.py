@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The whole compression on the device: 12 launches at most, no host synchronisation, CUDA-graph capturable.
+"""The whole compression on the device: 16 launches at most, no host synchronisation, CUDA-graph capturable.
 
 Every size is known before the first launch. What depends on the data (segments, roots of a frame, clusters of
 a frame) stays on the device, as counts of padded lists.
@@ -31,7 +31,7 @@ class Chunks:
         Chunks of tree means are in memory two at a time, as one is computed beside the output of the other.
         """
         slots = n - selected
-        per_token = 4 * segment.num_parts(d) + 64  # squares; indices and scalars
+        per_token = 4 * segment.num_parts(d) + 84  # squares; indices and scalars
         fixed = num_frames * (n * per_token + 8 * d)
         products, means = 4 * n * n, 4 * slots * (d + slots)
         if fixed + num_frames * max(products, means) <= WORKSPACE_BYTES:
@@ -44,9 +44,9 @@ class Chunks:
         return cls(max(1, min(num_frames, room // products)), merge_frames)
 
     def most_launches(self, num_frames: int) -> int:
-        """12, 2 more for each further chunk of frames in selection, 3 more for each in merging."""
+        """16, 3 more for each further chunk of frames in selection, 6 more for each in merging."""
         more_selected = cdiv(num_frames, self.select_frames) - 1
-        return 12 + 2 * more_selected + 3 * (cdiv(num_frames, self.merge_frames) - 1)
+        return 16 + 3 * more_selected + 6 * (cdiv(num_frames, self.merge_frames) - 1)
 
 
 # native.compress_on_device takes the same, in this order. torch.library makes an op's schema of it, so it is no object.
@@ -103,27 +103,27 @@ def compress_video(
     match.match(features, squares, candidate, segment_id, merge_threshold, matching, similarity, parent)
     guarantee.guarantee(parent, similarity, candidate, segment_id, selected, merged, root, count, clusters, row_base)
     slot = empty(t, n, dtype=torch.int32)
-    slot_token, picked_before, slot_row, tree_size = (empty(t, slots, dtype=torch.int32) for _ in range(4))
-    forest.roots(root, candidate, slot, slot_token, picked_before)
+    slot_token, slot_center, tree_size = (empty(t, slots, dtype=torch.int32) for _ in range(3))
+    forest.roots(root, candidate, slot, slot_token)
 
     # 4. and 5. Tree means, DPC-kNN and the output, a chunk of frames at a time.
     total = t * selected + merged
     out = torch.empty((total, d), dtype=features.dtype, device=features.device)
     source_index, size = empty(total, dtype=torch.int64), empty(total, dtype=torch.int64)
     assignment = empty(t, n, dtype=torch.int64)
-    layout = Layout(
-        candidate, root, count, row_base, slot, slot_token, picked_before, tree_size, slot_row, source_index
-    )
+    layout = Layout(candidate, root, count, row_base, slot, slot_token, tree_size, slot_center, source_index)
     step = chunks.merge_frames
-    products = empty(step, slots, slots)
+    products, lengths = empty(step, slots, slots), empty(step, slots)
+    scores = cluster.Scores.empty(step, slots, features.device)
     mean = empty(step, slots, d)
     spare = empty(step, slots, d) if step < t else None
     forest.tree_means(features, root, slot_token, count, mean, tree_size)
     for start in range(0, t, step):
         stop = min(start + step, t)
         here = stop - start
-        gram.gram(mean[:here], products[:here], frames[start:stop], count[start:stop])
-        cluster.cluster(products[:here], count, clusters, d, DPC_NEIGHBOURS, assignment, layout=layout, start=start)
+        of_chunk = (products[:here], lengths[:here])
+        gram.gram(mean[:here], *of_chunk, frames[start:stop], count[start:stop])
+        cluster.cluster(*of_chunk, scores, count, clusters, d, DPC_NEIGHBOURS, assignment, layout=layout, start=start)
         following = spare[: min(step, t - stop)] if spare is not None and stop < t else None
         tokens.write_tokens(features, layout, mean, following, out, size, assignment, start, stop)
         if spare is not None:
@@ -137,11 +137,17 @@ def _select(
     """Sec. 2; in a function of its own, so that its workspace is free again when the next one is allocated."""
     t, n, _ = features.shape
     if frames_at_a_time is None or not selected:  # no distances: the highest weights, or nothing
-        select.select(None, weight, selected, candidate, None)
+        nearest = torch.empty((t, n), dtype=torch.float32, device=features.device)
+        select.select(None, None, nearest, weight, selected, candidate, None)
         return
-    products = torch.empty((frames_at_a_time, n, n), dtype=torch.float32, device=features.device)
+    shapes = ((frames_at_a_time, n, n), *[(frames_at_a_time, n)] * 3)  # each aligned, so no view of one
+    products, lengths, nearest, inverse = (
+        torch.empty(shape, dtype=torch.float32, device=features.device) for shape in shapes
+    )
     for start in range(0, t, frames_at_a_time):
         now = slice(start, min(start + frames_at_a_time, t))
         of_chunk = products[: now.stop - start]
-        gram.gram(features[now], of_chunk)
-        select.select(of_chunk, None if weight is None else weight[now], selected, candidate[now], None)
+        gram.gram(features[now], of_chunk, lengths)
+        select.nearest_others(of_chunk, lengths, nearest, inverse)
+        weight_now = None if weight is None else weight[now]
+        select.select(of_chunk, inverse, nearest, weight_now, selected, candidate[now], None)

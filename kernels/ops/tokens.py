@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .forest import ROWS_AT_A_TIME, channels_at_a_time, store_tree_mean
-from .launch import cdiv, launch, power_of_2
+from .launch import cdiv, launch, tiles
 from .layout import Layout
 
 
@@ -15,7 +15,8 @@ from .layout import Layout
 def _write_token(
     x,
     slot,
-    slot_row,
+    count,
+    slot_center,
     tree_size,
     mean,
     source_index,
@@ -30,7 +31,7 @@ def _write_token(
     stride_t,
     stride_n,
     stride_d,
-    BLOCK_S: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -44,25 +45,31 @@ def _write_token(
         if block == 0:
             tl.store(size + row, 1)
     else:
-        lane = tl.arange(0, BLOCK_S)
-        is_member = tl.load(slot_row + t * slots + lane, mask=lane < slots, other=-1) == row
-        members = tl.sum(is_member.to(tl.int32), axis=0)
-        lowest = tl.min(tl.where(is_member, lane, slots), axis=0)
-        highest = tl.max(tl.where(is_member, lane, -1), axis=0)
+        wanted = tl.load(slot + source)
+        joined = slot_center + t * slots
+        num_roots = tl.load(count + t)
         acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
-        for first in range(lowest, highest + 1, ROWS):
-            at_s = (first + tl.arange(0, ROWS)).to(tl.int64)
-            take = tl.load(slot_row + t * slots + at_s, mask=at_s <= highest, other=-1) == row
-            at = mean + ((t - start) * slots + at_s)[:, None] * d + at_d[None, :]
-            acc += tl.load(at, mask=take[:, None] & (at_d[None, :] < d), other=0.0)
+        members = tl.full([], 0, tl.int32)
+        num_tokens = tl.full([], 0, tl.int32)
+        for begin in range(0, num_roots, BLOCK_N):
+            lane = begin + tl.arange(0, BLOCK_N)
+            is_member = tl.load(joined + lane, mask=lane < num_roots, other=-1) == wanted
+            members += tl.sum(is_member.to(tl.int32), axis=0)
+            num_tokens += tl.sum(tl.load(tree_size + t * slots + lane, mask=is_member, other=0), axis=0)
+            lowest = tl.min(tl.where(is_member, lane, num_roots), axis=0)
+            highest = tl.max(tl.where(is_member, lane, -1), axis=0)
+            for first in range(lowest, highest + 1, ROWS):
+                at_s = (first + tl.arange(0, ROWS)).to(tl.int64)
+                take = tl.load(joined + at_s, mask=at_s <= highest, other=-1) == wanted
+                at = mean + ((t - start) * slots + at_s)[:, None] * d + at_d[None, :]
+                acc += tl.load(at, mask=take[:, None] & (at_d[None, :] < d), other=0.0)
         token = tl.sum(acc, axis=0) / members
         tl.store(out, token.to(tokens.dtype.element_ty), mask=at_d < d)
         if block == 0:
-            sizes = tl.load(tree_size + t * slots + lane, mask=is_member, other=0)
-            tl.store(size + row, tl.sum(sizes, axis=0))
+            tl.store(size + row, num_tokens)
 
 
-@triton.jit(do_not_specialize=["start", "stop", "token_programs", "num_frames", "n", "slots"])
+@triton.jit(do_not_specialize=["start", "stop", "token_programs", "assignment_programs", "num_frames", "n", "slots"])
 def tokens_kernel(
     x,
     candidate,
@@ -70,7 +77,7 @@ def tokens_kernel(
     slot,
     slot_token,
     count,
-    slot_row,
+    slot_center,
     tree_size,
     row_base,
     source_index,
@@ -82,6 +89,7 @@ def tokens_kernel(
     start,
     stop,
     token_programs,
+    assignment_programs,
     num_frames,
     n,
     slots,
@@ -89,7 +97,6 @@ def tokens_kernel(
     stride_t,
     stride_n,
     stride_d,
-    BLOCK_S: tl.constexpr,
     BLOCK_N: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -104,7 +111,8 @@ def tokens_kernel(
             _write_token(
                 x,
                 slot,
-                slot_row,
+                count,
+                slot_center,
                 tree_size,
                 mean,
                 source_index,
@@ -119,17 +127,24 @@ def tokens_kernel(
                 stride_t,
                 stride_n,
                 stride_d,
-                BLOCK_S=BLOCK_S,
+                BLOCK_N=BLOCK_N,
                 ROWS=ROWS,
                 BLOCK_D=BLOCK_D,
             )
-    elif program < token_programs + stop - start:
-        lane = tl.arange(0, BLOCK_N)
-        own = (program - token_programs + start).to(tl.int64) * n + lane
-        free = tl.load(candidate + own, mask=lane < n, other=0) != 0
+    elif program < token_programs + assignment_programs:
+        of_frames = program - token_programs
+        token_blocks = tl.cdiv(n, BLOCK_N)
+        token = of_frames % token_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+        own = (start + of_frames // token_blocks).to(tl.int64) * n + token
+        free = tl.load(candidate + own, mask=token < n, other=0) != 0
         above = tl.load(root + own, mask=free, other=0)
-        at = above // n * slots + tl.load(slot + above, mask=free, other=0)
-        tl.store(assignment + own, tl.load(slot_row + at, mask=free, other=0), mask=free)
+        frame = above // n
+        center = tl.load(slot_center + frame * slots + tl.load(slot + above, mask=free, other=0), mask=free, other=-1)
+        has_center = free & (center >= 0)
+        representative = frame * n + tl.load(slot_token + frame * slots + center, mask=has_center, other=0)
+        row = tl.load(assignment + representative, mask=has_center, other=-1)
+        # A centre's own row is there already: other programs read it.
+        tl.store(assignment + own, row, mask=free & (~has_center | (representative != own)))
     elif next_mean is not None:
         store_tree_mean(
             x,
@@ -138,7 +153,7 @@ def tokens_kernel(
             count,
             next_mean,
             tree_size,
-            program - token_programs - (stop - start),
+            program - token_programs - assignment_programs,
             stop,
             slots,
             num_frames,
@@ -180,17 +195,19 @@ def write_tokens(
     block_d = channels_at_a_time(d)
     blocks = cdiv(d, block_d)
     token_programs = min(len(tokens), (stop - start) * n) * blocks
+    block = tiles().tokens
+    assignment_programs = (stop - start) * cdiv(n, block)
     next_frames = 0 if next_mean is None else len(next_mean)
     launch(
         tokens_kernel,
-        token_programs + stop - start + next_frames * slots * blocks,
+        token_programs + assignment_programs + next_frames * slots * blocks,
         x,
         layout.candidate,
         layout.root,
         layout.slot,
         layout.slot_token,
         layout.count,
-        layout.slot_row,
+        layout.slot_center,
         layout.tree_size,
         layout.row_base,
         layout.source_index,
@@ -202,13 +219,13 @@ def write_tokens(
         start,
         stop,
         token_programs,
+        assignment_programs,
         num_frames,
         n,
         slots,
         d,
         *x.stride(),
-        BLOCK_S=power_of_2(slots),
-        BLOCK_N=power_of_2(n),
+        BLOCK_N=block,
         ROWS=ROWS_AT_A_TIME,
         BLOCK_D=block_d,
     )

@@ -68,8 +68,10 @@ def select_tokens(features: Tensor, weight: Tensor | None, k: int) -> Tensor:
     index = _empty(features, t, k, dtype=torch.int64)
     if k:
         products = _empty(features, t, n, n)
-        gram.gram(features, products)
-        select.select(products, weight, k, None, index)
+        squares, nearest, inverse = (_empty(features, t, n) for _ in range(3))
+        gram.gram(features, products, squares)
+        select.nearest_others(products, squares, nearest, inverse)
+        select.select(products, inverse, nearest, weight, k, None, index)
     return index
 
 
@@ -143,15 +145,16 @@ def _(features: Tensor, root: Tensor, member: Tensor) -> tuple[Tensor, Tensor, T
 @_op("cluster_tokens")
 def cluster_tokens(x: Tensor, num_clusters: int, k: int) -> tuple[Tensor, Tensor]:
     n, d = x.shape
-    center, products = _empty(x, 1, d), _empty(x, 1, n, n)
+    center, products, squares = _empty(x, 1, d), _empty(x, 1, n, n), _empty(x, 1, n)
     sizes = torch.empty((2, 1), dtype=torch.int32, device=x.device)
     sizes[0], sizes[1] = n, num_clusters
     centers = _empty(x, num_clusters, dtype=torch.int64)
     assignment = _empty(x, n, dtype=torch.int64)
     tokens = x.float()[None]
     segment.frame_statistics(tokens, center, None, None)
-    gram.gram(tokens, products, center)
-    cluster.cluster(products, sizes[0], sizes[1], d, k, assignment, centers)
+    gram.gram(tokens, products, squares, center)
+    scores = cluster.Scores.empty(1, n, x.device)
+    cluster.cluster(products, squares, scores, sizes[0], sizes[1], d, k, assignment, centers)
     return centers, assignment
 
 

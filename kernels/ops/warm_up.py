@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Compile before the first request what any video may call for: Triton compiles a kernel for each class of arguments.
 
-The wrappers themselves are asked, on "meta" tensors: nothing is allocated and nothing runs. What differs from video to
-video is known to a kernel by the power of 2 that holds it, if at all: one size of each such class stands for all.
+The wrappers themselves are asked, on "meta" tensors: nothing is allocated or runs. Frames of all sizes have the
+same kernels (`launch.Tiles`); of the number of frames some know the power of 2 that holds it.
 """
 
 import os
@@ -16,7 +16,7 @@ import torch
 import triton
 
 from . import pipeline, triton_backend
-from .launch import compile_only, power_of_2
+from .launch import compile_only, frame_block
 
 SELECTIONS = ("attention_diversity", "attention_diversity_event", "attention", "diversity")
 MATCHINGS = ("tree", "position")
@@ -66,26 +66,30 @@ def _compile_all(videos: Videos) -> None:
 
 def compress_one_of_each(videos: Videos) -> None:
     """Call the wrappers for a video of each class, on "meta"."""
-    for least, n in classes(videos.least_tokens, videos.most_tokens):
-        most_frames = min(max(1, videos.longest // least), MOST_FRAMES)
-        for _, slots in classes(1, n):  # tokens that ADTS leaves over; of a long video the workspace holds some frames
-            _compress(videos, 1, n, n - slots)
-            _compress(videos, most_frames, n, n - slots)
-        for _, num_frames in classes(1, most_frames):
-            for selection in SELECTIONS:
-                _compress(videos, num_frames, n, n // 2, selection)
-        for matching in MATCHINGS:
-            _compress(videos, 1, n, n // 2, matching=matching)
+    for n in {videos.least_tokens, videos.most_tokens}:
+        for selection in SELECTIONS:
+            for matching in MATCHINGS:
+                _compress(videos, 1, n, n // 2, selection, matching)
+        for selected in {0, n // 2}:
+            _compress(videos, most_frames(videos, n), n, selected)  # more than the workspace holds at a time
+    for num_frames in frame_classes(most_frames(videos, videos.least_tokens)):
+        for selection in SELECTIONS:
+            _compress(videos, num_frames, videos.least_tokens, videos.least_tokens // 2, selection)
     query = torch.empty((1, 1, videos.heads, videos.head_channels), dtype=videos.dtype, device="meta").transpose(1, 2)
     triton_backend.UNREGISTERED["received_attention"](query, query)
 
 
-def classes(least: int, most: int) -> Iterator[tuple[int, int]]:
-    """The least and the largest size of each power of 2's class that has one from ``least`` to ``most``."""
-    while least <= most:
-        block = power_of_2(least)
-        yield least, min(block, most)
-        least = block + 1
+def most_frames(videos: Videos, n: int) -> int:
+    """Temporal positions of the longest video with ``n`` tokens at each."""
+    return min(max(1, videos.longest // n), MOST_FRAMES)
+
+
+def frame_classes(most: int) -> Iterator[int]:
+    """A number of frames for each block that holds up to ``most``."""
+    num_frames = 1
+    while num_frames <= most:
+        yield min(frame_block(num_frames), most)
+        num_frames = frame_block(num_frames) + 1
 
 
 def _compress(

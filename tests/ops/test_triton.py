@@ -25,7 +25,9 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.longer
-@pytest.mark.parametrize("files", [("test_ops.py",), ("test_pipeline.py", "test_bounds.py")], ids="+".join)
+@pytest.mark.parametrize(
+    "files", [("test_ops.py", "test_tiles.py"), ("test_pipeline.py", "test_bounds.py")], ids="+".join
+)
 def test_in_the_interpreter(files: tuple[str, ...]) -> None:
     run_inside("-x", *(f"ops/interpreted/{name}" for name in files), TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
 

@@ -16,8 +16,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
+from flashvid_vllm.ops import launch as launching
 from flashvid_vllm.ops import pipeline, triton_backend
-from flashvid_vllm.ops.launch import launch, record
+from flashvid_vllm.ops.launch import Tiles, launch, record
 from tests.ops.interpreted.conftest import FULL
 from tests.ops.test_reference import OPS, op_inputs
 from tests.support.cases import video
@@ -57,6 +58,7 @@ def _bounds(monkeypatch: pytest.MonkeyPatch) -> None:
         check(pointers, mask)
         return store(self, pointers, value, mask, *rest)
 
+    monkeypatch.setattr(launching, "TILES", Tiles(tokens=16, rows=16, columns=16))  # 33 tokens are several, and a bit
     monkeypatch.setattr(GridExecutor, "_init_args_hst", remember)
     monkeypatch.setattr(InterpreterBuilder, "create_masked_load", checked_load)
     monkeypatch.setattr(InterpreterBuilder, "create_masked_store", checked_store)

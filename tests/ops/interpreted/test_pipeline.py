@@ -49,7 +49,7 @@ def check(features: Tensor, attention: Tensor, config: FlashVidConfig) -> int:
 @pytest.mark.parametrize("name", ["many_cuts", "noisy", "odd_grid"])
 def test_golden_inputs(name: str) -> None:
     vector = golden(name)
-    assert check(vector["features"], vector["attention"], config_of(vector)) <= 12
+    assert check(vector["features"], vector["attention"], config_of(vector)) <= 16
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -118,14 +118,14 @@ class _DeviceOps(TorchDispatchMode):
 
 @pytest.mark.parametrize("selection", ["attention_diversity_event", "attention", "diversity"])
 @pytest.mark.parametrize("min_segments", [1, 8])
-def test_a_video_takes_12_launches_and_no_synchronisation(selection: str, min_segments: int) -> None:
+def test_a_video_takes_16_launches_and_no_synchronisation(selection: str, min_segments: int) -> None:
     features, attention = video("noise", 8, 16, 40)
     # A dry run: the interpreter itself calls torch ops. Nothing that depends on the data can happen then.
     features, attention = features.to("meta"), attention.to("meta")
     with _DeviceOps() as device_ops, record(run=False) as launches:
         pipeline.compress_video(features, attention, 2, 9, selection, "tree", 0.8, 0.9, min_segments)
     assert device_ops.seen == []
-    assert len(launches) == {"attention_diversity_event": 12, "attention": 10, "diversity": 11}[selection]
+    assert len(launches) == {"attention_diversity_event": 16, "attention": 13, "diversity": 15}[selection]
 
 
 @pytest.mark.parametrize(("selected", "merged"), [(3, 10), (0, 20)] if FULL else [(3, 10)])
@@ -176,7 +176,7 @@ def test_the_longest_video_fits_one_gibibyte(monkeypatch: pytest.MonkeyPatch) ->
 def test_usual_videos_fit_in_one_chunk(t: int, n: int, d: int) -> None:
     budget = plan(t, n, FlashVidConfig(retention_ratio=0.1))
     chunks = pipeline.Chunks.fit(t, n, d, budget.selected_per_frame, budget.merged, 2)
-    assert chunks.most_launches(t) == 12
+    assert chunks.most_launches(t) == 16
 
 
 # torch.library
