@@ -63,11 +63,11 @@ def log_sum_exp_kernel(
 
 
 @triton.jit(do_not_specialize=["n", "column_blocks", "stride_qt", "stride_kt"])
-def column_mean_kernel(
+def column_sum_kernel(
     query,
     key,
     logs,
-    received,
+    sums,
     scale,
     heads,
     n,
@@ -87,26 +87,35 @@ def column_mean_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # One program sums a block of columns over all heads and queries: no atomics, a fixed order.
+    # One program sums a block of one head's columns over all queries: no atomics, a fixed order.
     d, stride_qt, stride_qh, stride_qn = d * UNIT, stride_qt * UNIT, stride_qh * UNIT, stride_qn * UNIT
     stride_kt, stride_kh, stride_kn = stride_kt * UNIT, stride_kh * UNIT, stride_kn * UNIT
-    t = (tl.program_id(0) // column_blocks).to(tl.int64)
+    of_head = (tl.program_id(0) // column_blocks).to(tl.int64)
+    t, head = of_head // heads, of_head % heads
     at_n = (tl.program_id(0) % column_blocks * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     at_d = tl.arange(0, BLOCK_D).to(tl.int64)
+    k_at = key + t * stride_kt + head * stride_kh + (at_n[:, None] * stride_kn + at_d[None, :] * stride_kd)
+    k = tl.load(k_at, mask=(at_n[:, None] < n) & (at_d[None, :] < d), other=0.0)
     acc = tl.zeros([BLOCK_N], tl.float32)
+    for start in range(0, n, BLOCK_M):
+        at_m = (start + tl.arange(0, BLOCK_M)).to(tl.int64)
+        q_at = query + t * stride_qt + head * stride_qh + (at_m[None, :] * stride_qn + at_d[:, None] * stride_qd)
+        q = tl.load(q_at, mask=(at_m[None, :] < n) & (at_d[:, None] < d), other=0.0)
+        logits = dot(k, q, tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION) * scale
+        log = tl.load(logs + of_head * n + at_m, mask=at_m < n, other=float("inf"))
+        acc += tl.sum(tl.exp2(logits - log[None, :]), axis=1)
+    tl.store(sums + of_head * n + at_n, acc, mask=at_n < n)
+
+
+@triton.jit(do_not_specialize=["n", "blocks"])
+def head_mean_kernel(sums, received, heads, n, blocks, BLOCK: tl.constexpr):
+    # The heads are added one after the other: the same bits every time.
+    t = (tl.program_id(0) // blocks).to(tl.int64)
+    at = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.zeros([BLOCK], tl.float32)
     for head in range(heads):
-        of_head = t * heads + head
-        k_at = key + t * stride_kt + head * stride_kh + (at_n[:, None] * stride_kn + at_d[None, :] * stride_kd)
-        k = tl.load(k_at, mask=(at_n[:, None] < n) & (at_d[None, :] < d), other=0.0)
-        for start in range(0, n, BLOCK_M):
-            at_m = (start + tl.arange(0, BLOCK_M)).to(tl.int64)
-            q_at = query + t * stride_qt + head * stride_qh
-            q_at += at_m[None, :] * stride_qn + at_d[:, None] * stride_qd
-            q = tl.load(q_at, mask=(at_m[None, :] < n) & (at_d[:, None] < d), other=0.0)
-            logits = dot(k, q, tl.zeros([BLOCK_N, BLOCK_M], tl.float32), PRECISION) * scale
-            log = tl.load(logs + of_head * n + at_m, mask=at_m < n, other=float("inf"))
-            acc += tl.sum(tl.exp2(logits - log[None, :]), axis=1)
-    tl.store(received + t * n + at_n, acc / (heads * n), mask=at_n < n)
+        acc += tl.load(sums + (t * heads + head) * n + at, mask=at < n, other=0.0)
+    tl.store(received + t * n + at, acc / (heads * n), mask=at < n)
 
 
 def row_unit(*tensors: Tensor) -> int:
@@ -121,12 +130,13 @@ def row_unit(*tensors: Tensor) -> int:
     return 8 if whole else 1
 
 
-def attention(query: Tensor, key: Tensor, logs: Tensor, received: Tensor) -> None:
-    """Average the attention that each token receives, over heads and queries, in two passes.
+def attention(query: Tensor, key: Tensor, logs: Tensor, sums: Tensor, received: Tensor) -> None:
+    """Average the attention that each token receives, over heads and queries, in two passes over the logits.
 
     Args:
         query, key: [T, H, N, d] fp32, fp16 or bf16, any strides, d up to MOST_CHANNELS.
         logs: [T, H, N] float32, contiguous, becomes the row-wise log2 of the sum of exponentials.
+        sums: [T, H, N] float32, contiguous, becomes what each token receives in each head.
         received: [T, N] float32, contiguous, written.
 
     Raises:
@@ -159,16 +169,19 @@ def attention(query: Tensor, key: Tensor, logs: Tensor, received: Tensor) -> Non
         num_warps=4 if half else 8,
     )
     launch(
-        column_mean_kernel,
-        t * column_blocks,
+        column_sum_kernel,
+        t * heads * column_blocks,
         query,
         key,
         logs,
-        received,
+        sums,
         *sizes,
         column_blocks,
         *strides,
         BLOCK_D=block_d,
         **options,
-        num_warps=8,  # 4 spill on sm_80
+        num_warps=8,
     )
+    block = 256  # programs of a frame of 729 patches: 3
+    blocks = cdiv(n, block)
+    launch(head_mean_kernel, t * blocks, sums, received, heads, n, blocks, BLOCK=block)

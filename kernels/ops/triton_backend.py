@@ -167,7 +167,8 @@ def _(x: Tensor, num_clusters: int, k: int) -> tuple[Tensor, Tensor]:
 def received_attention(query: Tensor, key: Tensor) -> Tensor:
     t, heads, n, _ = query.shape
     received = _empty(query, t, n)
-    attention.attention(query, key, _empty(query, t, heads, n), received)
+    logs, sums = _empty(query, t, heads, n), _empty(query, t, heads, n)
+    attention.attention(query, key, logs, sums, received)
     return received
 
 

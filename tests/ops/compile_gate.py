@@ -35,7 +35,7 @@ SHARED_KIB = {
 }  # fmt: skip
 # Bytes spilled at most, stack included, with fp32 features. A tf32x3 product holds each operand three times in
 # registers, and smaller tiles cost more than a few bytes to L1. fp32 encoders are a matter of tests, not of serving.
-FP32_SPILLS = {"match_kernel": 32, "column_mean_kernel": 164, "log_sum_exp_kernel": 16, "tree_mean_kernel": 16}
+FP32_SPILLS = {"match_kernel": 32, "log_sum_exp_kernel": 16, "tree_mean_kernel": 16}
 MATRIX = r"wgmma\.mma_async|mma\.sync|tcgen05\.mma|v_mfma|v_smfmac"
 # (T, N, D, heads, patches of a frame in the encoder, channels of a head)
 SHAPES = {
@@ -171,7 +171,7 @@ def faults(report: Report, launch: Launch) -> Iterator[str]:
 
 def wants_matrix(launch: Launch) -> bool:
     """Whether the kernel multiplies half-precision matrices: the Gram, the match and received attention."""
-    names = ("gram_kernel", "match_kernel", "log_sum_exp_kernel", "column_mean_kernel")
+    names = ("gram_kernel", "match_kernel", "log_sum_exp_kernel", "column_sum_kernel")
     return is_half(launch) and launch.name in names
 
 
