@@ -34,7 +34,7 @@ from .questions import FAMILIES, Question
 from .scenes import render
 from .stats import interval, mcnemar
 
-VIDEOS = 120
+VIDEOS = 60
 SHARES: dict[str, float | None] = {"all": 1.0, "0.5": 0.5, "0.25": 0.25, "auto": None}
 PATCH = 16  # pixels of a side
 
