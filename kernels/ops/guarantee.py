@@ -68,6 +68,7 @@ def guarantee_kernel(
     candidate,
     segment_id,
     root,
+    linked,
     count,
     clusters,
     row_base,
@@ -96,6 +97,8 @@ def guarantee_kernel(
             inside = at < length * n
             links += (tl.load(parent + first * n + at, mask=inside, other=-1) >= 0).to(tl.int32)
             candidates += tl.load(candidate + first * n + at, mask=inside, other=0).to(tl.int32)
+            tl.store(linked + first * n + at, tl.zeros([TILE_T * BLOCK_N], tl.uint8), mask=inside)
+        tl.debug_barrier()  # all of ``linked`` is 0 before any is set
         num_links, num_candidates = tl.sum(links, axis=0), tl.sum(candidates, axis=0)
 
         keep = (num_candidates - quota).to(tl.int32)
@@ -120,6 +123,7 @@ def guarantee_kernel(
                 kept = (key > weakest) | ((key == weakest) & (at - first * n <= last_tie))
                 kept = (link >= 0) & kept
                 tl.store(root + at, tl.where(kept, at - token - n + link, at), mask=inside)
+                tl.store(linked + at - token - n + link, tl.full([TILE_T, BLOCK_N], 1, tl.uint8), mask=kept)
                 free = tl.load(candidate + at, mask=inside, other=0) != 0
                 is_root += (free & ~kept).to(tl.int32)
             roots = tl.sum(is_root, axis=1).to(tl.int64)
@@ -141,6 +145,7 @@ def guarantee(
     selected: int,
     merged: int,
     root: Tensor,
+    linked: Tensor,
     count: Tensor,
     clusters: Tensor,
     row_base: Tensor,
@@ -155,6 +160,7 @@ def guarantee(
         selected, merged: tokens that ADTS keeps of each frame [K], and TSTM of the video [M].
         root: [T, N] int64, contiguous, becomes the flat index of the parent if that link stays, or the
             token's own.
+        linked: [T, N] uint8, contiguous, becomes 1 where a link to the token stays, 0 elsewhere.
         count: [T] int32, becomes the number of roots in each frame.
         clusters: [T] int32, becomes the number of clusters of each frame.
         row_base: [T + 1] int64, becomes the first output row of each frame; B at the end.
@@ -169,6 +175,7 @@ def guarantee(
         candidate,
         segment_id,
         root,
+        linked,
         count,
         clusters,
         row_base,

@@ -17,7 +17,7 @@ class Layout:
         row_base: [T + 1] int64, first output row of each frame; B at the end [``guarantee``].
         slot: [T, N] int32, place of a root in its frame's list; -1 elsewhere [``roots``].
         slot_token: [T, S] int32, the roots of every frame, ascending [``roots``].
-        tree_size: [T, S] int32, members of each tree [``tree_means``].
+        tree_size: [T, S] int32, members of each tree [``roots``, where it is 1; ``tree_means``].
         slot_center: [T, S] int32, the root that each joins, as a place in its frame's list, or -1 [``cluster``].
         source_index: [B] int64, the token that each output row stands for [``cluster``].
     """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import DPC_NEIGHBOURS, cluster, forest, gram, guarantee, match, segment, select, tokens
+from . import DPC_NEIGHBOURS, cluster, forest, gram, guarantee, match, means, segment, select, tokens
 from .launch import cdiv
 from .layout import Layout
 
@@ -33,14 +33,14 @@ class Chunks:
         slots = n - selected
         per_token = 4 * segment.num_parts(d) + 84  # squares; indices and scalars
         fixed = num_frames * (n * per_token + 8 * d)
-        products, means = 4 * n * n, 4 * slots * (d + slots)
-        if fixed + num_frames * max(products, means) <= WORKSPACE_BYTES:
+        products, per_frame = 4 * n * n, 4 * slots * (d + slots)
+        if fixed + num_frames * max(products, per_frame) <= WORKSPACE_BYTES:
             return cls(num_frames, num_frames)
         output = (num_frames * selected + merged) * (d * itemsize + 16) + 8 * num_frames * n
         room = max(WORKSPACE_BYTES - fixed - output, WORKSPACE_BYTES // 4)
         merge_frames = num_frames
-        if num_frames * means > room:
-            merge_frames = max(1, min(num_frames, room // (2 * means - 4 * slots * slots)))
+        if num_frames * per_frame > room:
+            merge_frames = max(1, min(num_frames, room // (2 * per_frame - 4 * slots * slots)))
         return cls(max(1, min(num_frames, room // products)), merge_frames)
 
     def most_launches(self, num_frames: int) -> int:
@@ -101,10 +101,12 @@ def compress_video(
     count, clusters = empty(t, dtype=torch.int32), empty(t, dtype=torch.int32)
     row_base = empty(t + 1, dtype=torch.int64)
     match.match(features, squares, candidate, segment_id, merge_threshold, matching, similarity, parent)
-    guarantee.guarantee(parent, similarity, candidate, segment_id, selected, merged, root, count, clusters, row_base)
+    linked = empty(t, n, dtype=torch.uint8)
+    links = (parent, similarity, candidate, segment_id)
+    guarantee.guarantee(*links, selected, merged, root, linked, count, clusters, row_base)
     slot = empty(t, n, dtype=torch.int32)
     slot_token, slot_center, tree_size = (empty(t, slots, dtype=torch.int32) for _ in range(3))
-    forest.roots(root, candidate, slot, slot_token)
+    forest.roots(root, candidate, linked, slot, slot_token, tree_size)
 
     # 4. and 5. Tree means, DPC-kNN and the output, a chunk of frames at a time.
     total = t * selected + merged
@@ -117,7 +119,7 @@ def compress_video(
     scores = cluster.Scores.empty(step, slots, features.device)
     mean = empty(step, slots, d)
     spare = empty(step, slots, d) if step < t else None
-    forest.tree_means(features, root, slot_token, count, mean, tree_size)
+    means.tree_means(features, root, slot_token, count, mean, tree_size)
     for start in range(0, t, step):
         stop = min(start + step, t)
         here = stop - start

@@ -6,9 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .forest import ROWS_AT_A_TIME, channels_at_a_time, store_tree_mean
 from .launch import cdiv, launch, tiles
 from .layout import Layout
+from .means import ROWS_AT_A_TIME, channels_at_a_time, mean_programs, store_tree_means
 
 
 @triton.jit
@@ -146,7 +146,7 @@ def tokens_kernel(
         # A centre's own row is there already: other programs read it.
         tl.store(assignment + own, row, mask=free & (~has_center | (representative != own)))
     elif next_mean is not None:
-        store_tree_mean(
+        store_tree_means(
             x,
             root,
             slot_token,
@@ -162,6 +162,7 @@ def tokens_kernel(
             stride_t,
             stride_n,
             stride_d,
+            KNOWN=True,
             FOREST=True,
             BLOCK_N=BLOCK_N,
             ROWS=ROWS,
@@ -200,7 +201,7 @@ def write_tokens(
     next_frames = 0 if next_mean is None else len(next_mean)
     launch(
         tokens_kernel,
-        token_programs + assignment_programs + next_frames * slots * blocks,
+        token_programs + assignment_programs + mean_programs(next_frames, slots, d),
         x,
         layout.candidate,
         layout.root,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
-from . import attention, cluster, forest, gram, match, pipeline, segment, select
+from . import attention, cluster, forest, gram, match, means, pipeline, segment, select
 from .launch import Launch, record
 
 UNREGISTERED: dict[str, Callable[..., Any]] = {}  # the function behind each op, which runs on meta tensors too
@@ -130,7 +130,8 @@ def pool_trees(features: Tensor, root: Tensor, member: Tensor) -> tuple[Tensor, 
         frames = torch.stack([tree, frame]).unique(dim=1)
         last = index // n + frames[0].bincount() - 1
         is_forest = bool(((frames[1] >= (index // n)[frames[0]]) & (frames[1] <= last[frames[0]])).all())
-        forest.tree_means(features, label, index.int()[None], count, mean, size, forest=is_forest)
+        lists = (index.int()[None], count, mean, size)
+        means.tree_means(features, label, *lists, known=False, forest=is_forest)
     return index, mean[0], size[0].long()
 
 
@@ -225,6 +226,6 @@ def launch_plan(
         UNREGISTERED["cluster_tokens"](x[0], max(1, selected), 7)
         UNREGISTERED["received_attention"](query, query)
         lists, count = _empty(x, 1, n, dtype=torch.int32), _empty(x, 1, dtype=torch.int32)
-        forest.tree_means(x, index, lists, count, _empty(x, 1, n, d), lists, forest=False)
+        means.tree_means(x, index, lists, count, _empty(x, 1, n, d), lists, known=False, forest=False)
     seen = {(one.name, str(one.signature), str(one.constants), one.aligned): one for one in launches}
     return list(seen.values())

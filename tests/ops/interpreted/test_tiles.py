@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flashvid_vllm import FlashVidConfig, ops
-from flashvid_vllm.ops import launch
+from flashvid_vllm.ops import forest, guarantee, launch
 from tests.ops.interpreted.test_pipeline import check
 from tests.support.cases import video
 from tests.support.exactness import assert_clustered, assert_selected
@@ -60,6 +60,22 @@ def test_trees() -> None:
     assert torch.equal(got[0], expected[0])
     torch.testing.assert_close(got[1], expected[1])
     assert torch.equal(got[2], expected[2])
+
+
+def test_only_trees_of_one_token_are_copied() -> None:
+    """Whether a tree is alone is told before its mean is taken: nothing is searched for its other members."""
+    parent = torch.full((2, N), -1)
+    parent[1, [3, 20]] = torch.tensor([N - 1, 2])
+    candidate = torch.ones(2, N, dtype=torch.uint8)
+    root, linked, slot = torch.empty(2, N, dtype=torch.int64), candidate.clone(), torch.empty(2, N, dtype=torch.int32)
+    count, clusters, row_base = (torch.empty(3, dtype=kind) for kind in (torch.int32, torch.int32, torch.int64))
+    links = (parent, torch.ones(2, N), candidate, torch.zeros(2, dtype=torch.int64))
+    guarantee.guarantee(*links, 0, N, root, linked, count[:2], clusters[:2], row_base)
+    slot_token, size = torch.empty(2, N, dtype=torch.int32), torch.empty(2, N, dtype=torch.int32)
+    forest.roots(root, candidate, linked, slot, slot_token, size)
+    assert count[:2].tolist() == [N, N - 2]
+    assert [int(i) for i in (size[0] != 1).nonzero()] == [2, N - 1]
+    assert (size[1, : N - 2] == 1).all()
 
 
 @pytest.mark.parametrize(
