@@ -62,6 +62,11 @@ def num_parts(d: int) -> int:
     return cdiv(d, PART)
 
 
+def frames_per_program(num_frames: int, parts: int) -> int:
+    """So many that ``frame_statistics`` has 1024 programs: loads enough on their way, few frames read twice."""
+    return max(1, min(16, num_frames * parts // 1024))
+
+
 def frame_statistics(x: Tensor, frames: Tensor, squares: Tensor | None, transitions: Tensor | None) -> None:
     """Read every feature once: frame means, and what cosines of tokens and of frames need.
 
@@ -74,10 +79,10 @@ def frame_statistics(x: Tensor, frames: Tensor, squares: Tensor | None, transiti
     """
     t, n, d = x.shape
     parts = num_parts(d)
-    frames_per_program = max(1, min(16, t * parts // 256))  # 256 programs, so that no processor idles
+    at_a_time = frames_per_program(t, parts)
     launch(
         frame_statistics_kernel,
-        cdiv(t, frames_per_program) * parts,
+        cdiv(t, at_a_time) * parts,
         x,
         frames,
         squares,
@@ -86,7 +91,7 @@ def frame_statistics(x: Tensor, frames: Tensor, squares: Tensor | None, transiti
         n,
         d,
         parts,
-        frames_per_program,
+        at_a_time,
         *x.stride(),
         BLOCK_N=16,  # 32 spill on sm_120
         BLOCK_D=PART,
