@@ -8,6 +8,7 @@ MODEL ?=
 VIDEO ?=
 VLLM ?=
 MINUTES ?= 60
+AGAIN ?=
 
 BIN := $(VENV)/bin
 SOURCES = flashvid_vllm kernels tests benchmarks setup.py
@@ -21,7 +22,7 @@ PYTEST = $(BIN)/python -m pytest -q -m "$(MARKS)" -n $(WORKERS) --dist loadscope
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full compat check wheel bench fidelity serving frames soak tinyvlm clean
+.PHONY: help setup demo test test-full gpu compat check wheel bench fidelity serving frames soak tinyvlm clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -40,6 +41,12 @@ test: setup ## the tests
 
 test-full: setup ## what is longer: wide matrices, more servers, sanitizers
 	FLASHVID_TESTS=full $(PYTEST) --longer
+
+# asked before anything is installed
+gpu: ## all that needs an NVIDIA GPU, in 25 minutes, into benchmarks/results/gpu-NAME.md; goes on where it was
+	@$(PYTHON) -m benchmarks.gpu.device
+	@$(MAKE) --no-print-directory setup
+	@$(BIN)/python -m benchmarks.gpu $(if $(MODEL),--model "$(MODEL)") $(if $(AGAIN),--again "$(AGAIN)")
 
 compat: setup ## other vLLM releases, the supported or VLLM=0.31.0: what we build on, engines, a server (0.3 GB each, once)
 	@$(BIN)/python -m tests.serving.release $(VLLM) --workers $(WORKERS)

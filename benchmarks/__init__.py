@@ -8,6 +8,7 @@ frames      what do more frames cost under one budget?               make frames
 memory      how much memory does the encoder need?                   python -m benchmarks.memory
 soak        does a server stay sound for an hour?                    make soak
 fidelity    how much of a real video does every method keep?         make fidelity
+gpu         what has a GPU to say to all of this?                    make gpu
 tinyvlm     how accurate is every method on a small video LLM?       make tinyvlm
 accuracy    how accurate is your model on the paper's benchmarks?    python -m benchmarks.accuracy TASK --model M
 

@@ -119,14 +119,19 @@ def run(frames: Sequence[int]) -> str:
     return "\n".join([*head, *markdown_table(COLUMNS, rows), f"{versions}.", ""])
 
 
-def main() -> int:
-    """The command line."""
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(
         "python -m benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--frames", type=listed(int), default=FRAMES, help="numbers of frames (default: 16 to 768)")
     parser.add_argument("--output", type=Path, default=RESULTS / "encoder-memory.md", help="(default: %(default)s)")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    """The command line."""
+    options = make_parser().parse_args()
     report = run(sorted(options.frames))
     options.output.write_text(report)
     print(report)

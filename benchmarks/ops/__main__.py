@@ -295,7 +295,7 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.ops", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -305,7 +305,11 @@ def main() -> int:
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: by this CPU")
     parser.add_argument("--seconds", type=float, default=5, help="time for the turns of one op; default 5")
     parser.add_argument("--json", type=Path, help="append a JSON row for each row to this file")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    options = make_parser().parse_args()
     options.dtype = options.dtype or model_dtype()
     timer, dtype = Timer(options.seconds), getattr(torch, options.dtype)
     console = Console()

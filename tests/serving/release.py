@@ -15,10 +15,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from flashvid_vllm.serving.compat import vllm_version
@@ -27,48 +25,9 @@ from tests.serving.contract import hold, read_record, recorded_for
 from tests.serving.contract_derivation import Derivation
 from tests.serving.contract_releases import fetch, installed, releases
 from tests.serving.overlay import ROOT, Overlay, make
+from tests.support.junit import Row, rows_of
 
 V1 = ["models/test_engine_oracle.py", "models/test_families.py", "serving/test_server.py"]
-
-
-@dataclass
-class Row:
-    """What came of one kind of tests: a line of the table."""
-
-    name: str
-    passed: int = 0
-    skipped: int = 0
-    failed: Counter[str] = field(default_factory=Counter)  # first line of the error -> how many tests
-
-    def __str__(self) -> str:
-        return f"{self.name:<44} {self.passed:>6} {self.failed.total():>6} {self.skipped:>7}"
-
-
-def rows_of(report: Path, runner: str) -> list[Row]:
-    """A row for each file of a pytest's JUnit report."""
-    rows: dict[str, Row] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        # of a file that cannot be imported the class is empty and the name its module
-        module = [part for part in (case.get("classname") or case.get("name") or "").split(".") if part != "tests"]
-        name = f"{runner} {'/'.join(module)}.py"
-        row = rows.setdefault(name, Row(name))
-        problem = next((part for kind in ("failure", "error") for part in case.findall(kind)), None)
-        if problem is not None:
-            row.failed[first_line(problem)] += 1
-        elif case.find("skipped") is not None:
-            row.skipped += 1
-        else:
-            row.passed += 1
-    return list(rows.values())
-
-
-def first_line(problem: ElementTree.Element) -> str:
-    """Of an error in a JUnit report; where it has only said where, the error's own line."""
-    message = (problem.get("message") or "").strip()
-    errors = [line[1:].strip() for line in (problem.text or "").splitlines() if line.startswith("E  ")]
-    if errors and message in ("", "collection failure"):
-        message = errors[-1]
-    return (message.splitlines() or ["no message"])[0][:300]
 
 
 def run_tests(overlay: Overlay, runner: str, tests: Sequence[str], options: Iterable[str]) -> list[Row]:
