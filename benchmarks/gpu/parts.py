@@ -41,7 +41,7 @@ def parts(folder: Path, model: str | None, why_no_model: str) -> list[Part]:
     return [
         Part(
             "tests", "Are the kernels exact, do they never wait, can they be captured, and is a video served so?",
-            (*pytest, "--junit-xml", out("tests", read.REPORT)), 60, 420, read.tests,
+            (*pytest, "--junit-xml", out("tests", read.REPORT)), 60, 600, read.tests,
         ),
         Part(
             "ops", "How long does compression take, beside EVS, VidCom2 and the published arithmetic in torch?",

@@ -6,7 +6,6 @@ Each takes what a part's process came to and raises where that is no result: the
 
 import json
 from dataclasses import asdict, fields
-from typing import Any
 
 from tests.support.junit import remarks_of, rows_of, skips_of
 
@@ -53,9 +52,9 @@ def watched(ran: Ran, tool: str) -> Found:
 
 def operations(ran: Ran) -> Found:
     """`benchmarks.ops --json`."""
+    _expect_success(ran)
     from ..ops.__main__ import Row, length_line, line_of
 
-    _expect_success(ran)
     entries = [json.loads(line) for line in (ran.out / ROWS).read_text().splitlines()]
     rows = [Row(**{field.name: entry[field.name] for field in fields(Row)}) for entry in entries if "op" in entry]
     text: list[str] = []
@@ -72,9 +71,9 @@ def operations(ran: Ran) -> Found:
 
 def first_request(ran: Ran) -> Found:
     """`benchmarks.gpu.first_request`."""
+    _expect_success(ran)
     from .first_request import lines
 
-    _expect_success(ran)
     cells = json.loads((ran.out / "first_request.json").read_text())["cells"]
     first, again = cells[0], cells[1]
     why = f"{first['ttft_s']:.2f} s with {first['variants']} variants compiled, {again['ttft_s']:.2f} s again"
@@ -91,9 +90,9 @@ def memory(ran: Ran) -> Found:
 
 def serving(ran: Ran) -> Found:
     """`benchmarks.serving`."""
+    _expect_success(ran)
     from ..serving.report import sections
 
-    _expect_success(ran)
     results = json.loads((ran.out / "serving.json").read_text())
     text: list[str] = []
     for title, columns, rows in sections(results):
@@ -103,9 +102,9 @@ def serving(ran: Ran) -> Found:
 
 def frames(ran: Ran) -> Found:
     """`benchmarks.frames`."""
+    _expect_success(ran)
     from ..frames.__main__ import COLUMNS, rows_of
 
-    _expect_success(ran)
     results = json.loads((ran.out / "frames.json").read_text())
     text = markdown_table(list(COLUMNS), rows_of(results))
     return Found("passed", f"{len(results['cells'])} cells", tuple(text), results)
@@ -117,6 +116,6 @@ def table_of(lines: list[dict[str, str]]) -> list[str]:
     return markdown_table(columns, [[line[name] for name in columns] for line in lines])
 
 
-def _expect_success(ran: Ran) -> Any:
+def _expect_success(ran: Ran) -> None:
     if ran.code:
         raise RuntimeError("it failed")

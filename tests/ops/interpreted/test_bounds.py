@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
+from benchmarks.gpu import kernels
 from flashvid_vllm.ops import launch as launching
 from flashvid_vllm.ops import pipeline, triton_backend
 from flashvid_vllm.ops.launch import Tiles, launch, record
@@ -98,3 +99,14 @@ def test_pipeline(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
         triton_backend.UNREGISTERED["received_attention"](query, query)
     every = {one.name for one in triton_backend.launch_plan(3, 33, 130, torch.float32, 2, 9)}
     assert ran == every - {one.name for one in launches}
+
+
+def test_what_a_gpus_sanitizer_watches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its program (`make gpu`) launches every kernel that is known, and fails where one is left out."""
+    small = ["--shape", "2,5,24", "--dtype", "float32"]
+    assert kernels.main(small) == 0
+    assert capsys.readouterr().out.startswith(f"{kernels.DONE}: {len(kernels.known())} in ")
+    monkeypatch.setattr(kernels, "known", lambda: {"another_kernel"})
+    monkeypatch.setattr(kernels, "run_ops", lambda *_: None)
+    assert kernels.main(small) == 1
+    assert capsys.readouterr().err == "not launched: another_kernel\n"

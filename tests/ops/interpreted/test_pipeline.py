@@ -15,6 +15,7 @@ from flashvid_vllm.core.budget import plan
 from flashvid_vllm.ops import pipeline, triton_backend
 from flashvid_vllm.ops.launch import record
 from tests.core.test_compress import assert_sound
+from tests.ops import test_gpu
 from tests.ops.interpreted.conftest import FULL, sampled
 from tests.ops.test_golden import config_of
 from tests.support.cases import DTYPES, golden, video
@@ -214,3 +215,34 @@ def test_torch_compile_traces_through() -> None:
 
     expected = ops.select_tokens(features * 2, attention, 3, backend="torch") + 1
     assert torch.equal(compiled(features, attention), expected)
+
+
+# The GPU's own tests, with a host for a GPU
+
+
+@pytest.mark.skipif(not FULL, reason="make test-full")
+@pytest.mark.parametrize("fault", [None, "select_tokens", "match_tokens", "cluster_tokens", "compress"])
+def test_what_a_gpu_is_held_against(fault: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/ops/test_gpu.py passes what is right, and fails a choice that is not as good, in an op or in the whole."""
+    monkeypatch.setattr(Tensor, "cuda", lambda self: self)
+    by_triton, on_gpu = test_gpu.by_triton, test_gpu.on_gpu
+
+    def faulty(op: Any, *given: Any) -> Any:
+        found = by_triton(op, *given)
+        if op.__name__ != fault:
+            return found
+        if fault == "select_tokens":
+            return torch.arange(found.shape[1]).expand_as(found)
+        return (found[0], found[1].roll(1, -1)) if fault == "match_tokens" else (found[0], found[1].flip(0))
+
+    monkeypatch.setattr(test_gpu, "by_triton", faulty)
+    if fault == "compress":
+        monkeypatch.setattr(test_gpu, "on_gpu", lambda x, y, **settings: on_gpu(x, y.flip(1), **settings))
+    ties: list[Any] = []
+    given = video("scene", 3, 30, 40)
+    if fault is None:
+        test_gpu.check(*given, lambda *tie: ties.append(tie), retention_ratio=0.3, min_segments=2)
+        assert not ties
+        return
+    with pytest.raises(AssertionError):
+        test_gpu.check(*given, lambda *tie: ties.append(tie), retention_ratio=0.3, min_segments=2)
