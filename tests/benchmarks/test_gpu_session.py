@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import device, parts, read, report, sanitizer, session
+from benchmarks.gpu.first_request import compiled
 from benchmarks.gpu.session import Found, Part, Ran, Session
 from benchmarks.ops.__main__ import Row
 
@@ -423,6 +424,26 @@ def test_rows_of_the_operations(by: str, tmp_path: Path) -> None:
     for expected in ("### The whole compression", f"| {by} | 2 |", "| 0.25 | 0.50 |", "### The cost in the number"):
         assert expected in text, text
     assert "Op by op" not in text
+
+
+@pytest.mark.parametrize("variants", [0, 9])
+def test_a_first_request_that_compiled_nothing_had_no_triton(variants: int, tmp_path: Path) -> None:
+    request = {"clip": "bikes", "ratio": 0.1, "prompt_tokens": 214, "variants": 0}
+    cells = [{"request": "start-up", "seconds": 30.0, "variants": variants}]
+    cells += [{"request": name, "seconds": seconds, **request} for name, seconds in (("first", 4.0), ("again", 0.5))]
+    (tmp_path / "first_request.json").write_text(json.dumps({"cells": cells}))
+    found = read.first_request(Ran(0, "", tmp_path))
+    assert found.verdict == ("passed" if variants else "failed")
+    assert f"| start-up |  |  |  | 30.000 | {variants} |" in found.text
+    assert "| first | bikes | 10% | 214 | 4.000 | 0 |" in found.text
+    assert ("4.00 s to its first token, 0.50 s again" in found.why) == bool(variants)
+
+
+def test_variants_of_other_kernels_do_not_count(tmp_path: Path) -> None:
+    for name in ("abc/gram_kernel.cubin", "abc/gram_kernel.ptx", "def/gram_kernel.cubin", "ghi/vllms_kernel.cubin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert compiled(tmp_path, {"gram_kernel", "select_kernel"}) == 2
 
 
 @pytest.mark.parametrize("name", ["operations", "first_request", "memory", "serving", "frames"])
