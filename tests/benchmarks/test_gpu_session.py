@@ -172,6 +172,7 @@ def test_a_gpu_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (None, "there is no nvidia-smi"),
         ("echo 'No devices were found'; exit 6", "it says 'No devices were found'"),
         ("exit 9", "it says 'nothing'"),
+        ("echo 'Tesla T4, 570.1, 15360, 7.5'; exit 15", "it says 'Tesla T4"),  # a GPU that was lost
         ("echo 'Driver/library version mismatch'", "version mismatch"),
     ],
 )
