@@ -19,6 +19,7 @@ from flashvid_vllm.core.budget import plan
 from flashvid_vllm.ops import DPC_NEIGHBOURS, pipeline, segment, triton_backend
 from flashvid_vllm.ops.attention import channel_blocks
 from flashvid_vllm.ops.launch import Launch, cdiv, record, tiles
+from flashvid_vllm.ops.means import OTHERS_TOGETHER, ROWS_AT_A_TIME
 from tests.ops.compile_gate import Report, compile_launch, served
 
 BYTES_PER_S, L2_BYTES_PER_S = 3.35e12, 5.5e12
@@ -40,7 +41,7 @@ class Work:
     l2_bytes: int
     flops: int
     rate: float
-    steps: int
+    steps: float
     ahead: int = 0
     exponentials: int = 0
 
@@ -113,7 +114,9 @@ def compression(t: int, n: int, d: int) -> Iterator[tuple[str, Work]]:
     )  # fmt: skip
     yield "guarantee", Work(40 * tokens, 12 * 7 * tokens, 0, FP32, 6 * flat + cdiv(t, 8))
     yield "roots", Work(30 * tokens, 30 * tokens, 0, FP32, 3 + t.bit_length() + cdiv(n, tile.tokens))
-    yield "tree_mean", Work(x * slots // n + means, x * slots // n + means, 0, FP32, 4)
+    copies, searches = cdiv(slots, ROWS_AT_A_TIME), cdiv(slots, OTHERS_TOGETHER.value)  # programs; the latter find none
+    steps_of_means = (3 * copies + searches) / (copies + searches)
+    yield "tree_mean", Work(x * slots // n + means, x * slots // n + means, 0, FP32, steps_of_means)
     tiles_of_means = t * cdiv(slots, 64) * (cdiv(slots, 64) + 1) // 2 * 2 * 64 * d
     yield (
         "gram of means",
@@ -165,7 +168,7 @@ def main() -> int:
         sums: dict[bool, list[float]] = {True: [0.0, 0.0], False: [0.0, 0.0]}
         for place, row in enumerate(rows(*shape)):
             work, times = row.work, row.times()
-            steps = f"{work.steps}" + (f" + {work.ahead} ahead" if work.ahead else "")
+            steps = f"{work.steps:.3g}" + (f" + {work.ahead} ahead" if work.ahead else "")
             cells = (
                 row.name, f"{work.bytes / 1e6:.1f}", f"{work.l2_bytes / 1e6:.0f}", f"{work.flops / 1e9:.1f}",
                 f"{row.launch.programs}", f"{row.report.registers}", f"{row.report.shared / 1024:.0f}",

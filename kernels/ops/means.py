@@ -9,6 +9,7 @@ from torch import Tensor
 from .launch import cdiv, launch, power_of_2, tiles
 
 ROWS_AT_A_TIME = 8  # a program's tile of features that it sums
+OTHERS_TOGETHER = tl.constexpr(2)  # trees of a program; more means fewer that find nothing to do, and longer ones
 
 
 def channels_at_a_time(d: int) -> int:
@@ -124,36 +125,45 @@ def store_tree_means(
     """A block of channels of some trees that begin in a frame from ``start`` on.
 
     KNOWN: ``size`` is 1 for the trees of one token alone. The first programs of a frame copy those, ROWS of them at a
-    time; then comes a program for each of the others, which leaves ``size`` above 1.
+    time; then comes a program for every TOGETHER slots, which looks for others and leaves their ``size`` above 1.
     """
+    TOGETHER: tl.constexpr = OTHERS_TOGETHER if KNOWN else 1
     blocks = tl.cdiv(d, BLOCK_D)
     groups = tl.cdiv(slots, ROWS) if KNOWN else 0
+    units = groups + tl.cdiv(slots, TOGETHER)
     unit = program // blocks
     at_d = program % blocks * BLOCK_D + tl.arange(0, BLOCK_D)
-    here = (unit // (groups + slots)).to(tl.int64)
+    here = (unit // units).to(tl.int64)
     t = start + here
-    place = unit % (groups + slots)
+    place = unit % units
     if place < groups:
         _copy_alone(
             x, slot_token, count, mean, size, t, here, place * ROWS, slots, n, d, stride_t, stride_n, stride_d, at_d,
             ROWS=ROWS,
         )  # fmt: skip
     else:
-        slot = place - groups
-        at_slot = t * slots + slot
-        inside = slot < tl.load(count + t)
+        first = (place - groups) * TOGETHER
+        num_trees = tl.load(count + t)
+        lane = first + tl.arange(0, TOGETHER)
+        others = lane < num_trees
         if KNOWN:
-            inside = inside & (tl.load(size + at_slot) != 1)
-        if inside:
-            token = t * n + tl.load(slot_token + at_slot)
-            first_frame = token // n if FOREST else t * 0
-            total, members = _tree_mean(
-                x, label, token, first_frame, num_frames, n, d, stride_t, stride_n, stride_d, at_d,
-                FOREST=FOREST, BLOCK_N=BLOCK_N, ROWS=ROWS, BLOCK_D=BLOCK_D,
-            )  # fmt: skip
-            tl.store(mean + (here * slots + slot) * d + at_d, total, mask=at_d < d)
-            if program % blocks == 0:
-                tl.store(size + at_slot, members)
+            others = tl.load(size + t * slots + lane, mask=others, other=1) != 1
+        if tl.sum(others.to(tl.int32), axis=0) > 0:
+            for slot in range(first, first + TOGETHER):
+                at_slot = t * slots + slot
+                other = slot < num_trees
+                if KNOWN:
+                    other = tl.load(size + at_slot, mask=other, other=1) != 1
+                if other:
+                    token = t * n + tl.load(slot_token + at_slot)
+                    first_frame = token // n if FOREST else t * 0
+                    total, members = _tree_mean(
+                        x, label, token, first_frame, num_frames, n, d, stride_t, stride_n, stride_d, at_d,
+                        FOREST=FOREST, BLOCK_N=BLOCK_N, ROWS=ROWS, BLOCK_D=BLOCK_D,
+                    )  # fmt: skip
+                    tl.store(mean + (here * slots + slot) * d + at_d, total, mask=at_d < d)
+                    if program % blocks == 0:
+                        tl.store(size + at_slot, members)
 
 
 @triton.jit(do_not_specialize=["start", "slots", "num_frames", "n"])
@@ -204,8 +214,8 @@ def tree_mean_kernel(
 
 def mean_programs(frames: int, slots: int, d: int, known: bool = True) -> int:
     """How many programs ``store_tree_means`` needs."""
-    groups = cdiv(slots, ROWS_AT_A_TIME) if known else 0
-    return frames * (groups + slots) * cdiv(d, channels_at_a_time(d))
+    units = cdiv(slots, ROWS_AT_A_TIME) + cdiv(slots, OTHERS_TOGETHER.value) if known else slots
+    return frames * units * cdiv(d, channels_at_a_time(d))
 
 
 def tree_means(
