@@ -41,7 +41,7 @@ FAULTS = [
     Fault(OPS + "select.py", "tl.where(step == 1, to_choice,", "tl.where(step == 1, near,", "triton"),
     Fault(OPS + "select.py", "score > best ", "score >= best ", "triton"),
     Fault(OPS + "match.py", "tile_best > best ", "tile_best >= best ", "triton"),
-    Fault(OPS + "cluster.py", "few = tl.minimum(neighbours, num_tokens)", "few = neighbours", "triton"),
+    Fault(OPS + "peaks.py", "few = tl.minimum(neighbours, num_tokens)", "few = neighbours", "triton"),
     # the encoder: attention, pieces
     Fault(
         PLUGIN + "models/families/mrope.py", "spatial_merge_unit)).mean(1)", "spatial_merge_unit)).amax(1)", "families"
