@@ -73,6 +73,18 @@ def plan(num_frames: int, tokens_per_frame: int, config: FlashVidConfig) -> Budg
     return Budget(num_frames, tokens_per_frame, tokens, min(wanted, tokens // num_frames))
 
 
+def encoder_rows(num_frames: int, rows_per_frame: int, num_blocks: int, ratio: float) -> int:
+    """Rows of a video that its encoder computes: ``ratio`` of all, and at least one frame of each block.
+
+    Args:
+        num_frames: temporal positions [T], >= 1.
+        rows_per_frame: rows of each that the encoder computes or copies [P], >= 1.
+        num_blocks: parts of the video that copy nothing from each other.
+        ratio: in (0, 1].
+    """
+    return max(rows_per_frame * num_blocks, math.floor(_decimal(ratio) * num_frames * rows_per_frame))
+
+
 def _decimal(value: float | None) -> Fraction:
     # The decimal that repr prints, not the double behind it: floor(0.7 * 1 * 360) is 251 in doubles.
     return Fraction(repr(value))

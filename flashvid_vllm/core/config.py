@@ -16,9 +16,12 @@ Method = Literal[
 Selection = Literal["attention_diversity_event", "attention_diversity", "attention", "diversity"]
 Matching = Literal["tree", "position"]
 Backend = Literal["auto", "torch", "native", "triton"]
+EncoderReuse = Literal["tokens", "frames"]
 
 DEFAULT_RETENTION_RATIO = 0.25
 MAX_INT = 2**31 - 1
+AUTO = "auto"  # of encoder_ratio
+ENCODER_SETTINGS = ("encoder_ratio", "encoder_reuse")
 # What FlashVID alone reads; the peers' constants are their papers'.
 FLASHVID_SETTINGS = ("alpha", "merge_threshold", "segment_threshold", "min_segments", "selection", "matching")
 # Methods that are settings of FlashVID, and what they set.
@@ -49,6 +52,10 @@ class FlashVidConfig:
         matching: "tree" links a token to the most similar one of the previous frame (TSTM),
             "position" to the one at the same position (TTM).
         backend: which implementation of the ops runs; an explicit one is used or raises.
+        encoder_ratio: share of a video's patches that the vision encoder computes, in (0, 1], the others being
+            copies in time; "auto": as few as leave little unexplained. Read before the encoder, whatever
+            ``method``; ``compress`` itself does not.
+        encoder_reuse: what is computed or copied, "tokens" each for itself, or whole "frames".
 
     Raises:
         ValueError: a value of the wrong type or out of range, both ``retention_ratio`` and ``token_budget``, or
@@ -65,6 +72,8 @@ class FlashVidConfig:
     selection: Selection = "attention_diversity_event"
     matching: Matching = "tree"
     backend: Backend = "auto"
+    encoder_ratio: float | Literal["auto"] = 1.0
+    encoder_reuse: EncoderReuse = "tokens"
 
     def __post_init__(self) -> None:
         if self.retention_ratio is not None and self.token_budget is not None:
@@ -85,6 +94,9 @@ class FlashVidConfig:
         _choice("selection", self.selection, get_args(Selection))
         _choice("matching", self.matching, get_args(Matching))
         _choice("backend", self.backend, get_args(Backend))
+        if not (isinstance(self.encoder_ratio, str) and self.encoder_ratio == AUTO):
+            self._set("encoder_ratio", _real("encoder_ratio", self.encoder_ratio, 0.0, 1.0, True, f' or "{AUTO}"'))
+        _choice("encoder_reuse", self.encoder_reuse, get_args(EncoderReuse))
         refuse_unread(
             {name: getattr(self, name) for name in FLASHVID_SETTINGS if not self._is_default(name)}, self.method
         )
@@ -103,6 +115,11 @@ class FlashVidConfig:
         if self.method in PEERS:
             return PEERS[self.method].reads_attention
         return self.alpha > 0 and self.selection != "diversity"
+
+    @property
+    def encodes_less(self) -> bool:
+        """Whether the vision encoder leaves out any part of a video."""
+        return self.encoder_ratio != 1
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting by name; ``FlashVidConfig(**d)`` gives the same object back."""
@@ -169,8 +186,8 @@ def refuse_unknown(given: Iterable[Any], known: Iterable[str], what: str) -> Non
             raise ValueError(f"unknown FlashVID {what} {shown(key)}; {hint}")
 
 
-def _real(name: str, value: Any, low: float, high: float, open_low: bool = False) -> float:
-    expected = f"a number in {'(' if open_low else '['}{low:g}, {high:g}]"
+def _real(name: str, value: Any, low: float, high: float, open_low: bool = False, or_else: str = "") -> float:
+    expected = f"a number in {'(' if open_low else '['}{low:g}, {high:g}]{or_else}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name} must be {expected}, got {shown(value)} ({type(value).__name__})")
     number: Any = value  # compared before it is made a float, which not every int can be

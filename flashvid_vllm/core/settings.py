@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from .config import CONFIG_KEYS, FLASHVID_SETTINGS, FlashVidConfig, is_set_by, refuse_unknown, refuse_unread, shown
+from .config import (
+    CONFIG_KEYS,
+    ENCODER_SETTINGS,
+    FLASHVID_SETTINGS,
+    FlashVidConfig,
+    is_set_by,
+    refuse_unknown,
+    refuse_unread,
+    shown,
+)
 from .methods import PEERS
 
 KEY = "flashvid"
@@ -21,6 +30,8 @@ METHOD = "method"
 POSITIONS = "positions"
 CONSECUTIVE, ORIGINAL = "consecutive", "original"
 MAX_VIDEO_TOKENS = "max_video_tokens"
+# beside a server's settings, from its start and not from anybody: ranks that share what an encoder gets in one call
+ENCODER_SHARES = "encoder_shares"
 SERVER_KEYS = (*CONFIG_KEYS, ENABLED, REQUEST_OVERRIDES, POSITIONS, MAX_VIDEO_TOKENS)
 SERVER_ONLY = {
     BACKEND: "the backend",
@@ -106,7 +117,7 @@ def describe(server: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
     """The settings in force for a request that says nothing, in one line."""
     config = resolve({**server, ENABLED: True}, None, preset)
     assert config is not None
-    hidden = FLASHVID_SETTINGS if config.method in PEERS else ()
+    hidden = (FLASHVID_SETTINGS if config.method in PEERS else ()) + (() if config.encodes_less else ENCODER_SETTINGS)
     shown = {name: value for name, value in config.to_dict().items() if value is not None and name not in hidden}
     parts = [f"{name}={value}" for name, value in shown.items()]
     if not server.get(ENABLED, True):

@@ -34,6 +34,8 @@ def test_defaults() -> None:
         "selection": "attention_diversity_event",
         "matching": "tree",
         "backend": "auto",
+        "encoder_ratio": 1.0,
+        "encoder_reuse": "tokens",
     }
 
 
@@ -50,6 +52,11 @@ def test_a_budget_takes_the_place_of_the_default_ratio() -> None:
         ({"retention_ratio": float("nan")}, "retention_ratio must be a number in (0, 1], got nan"),
         ({"retention_ratio": "0.1"}, "retention_ratio must be a number in (0, 1], got '0.1' (str)"),
         ({"retention_ratio": True}, "retention_ratio must be a number in (0, 1], got True (bool)"),
+        ({"encoder_ratio": 0}, 'encoder_ratio must be a number in (0, 1] or "auto", got 0'),
+        ({"encoder_ratio": 1.5}, 'encoder_ratio must be a number in (0, 1] or "auto", got 1.5'),
+        ({"encoder_ratio": "Auto"}, "encoder_ratio must be a number in (0, 1] or \"auto\", got 'Auto' (str)"),
+        ({"encoder_ratio": False}, 'encoder_ratio must be a number in (0, 1] or "auto", got False (bool)'),
+        ({"encoder_reuse": "frame"}, "encoder_reuse must be one of tokens, frames; got 'frame'"),
         ({"token_budget": 0}, f"token_budget must be a whole number from 1 to {MAX_INT}, got 0"),
         ({"token_budget": 2**31}, f"token_budget must be a whole number from 1 to {MAX_INT}, got {2**31}"),
         ({"token_budget": 10.0}, "token_budget must be a whole number >= 1, got 10.0 (float)"),
@@ -138,6 +145,14 @@ def test_unknown_setting_suggests_the_nearest() -> None:
         FlashVidConfig.from_mapping({"alhpa": 0.5})
     with pytest.raises(ValueError, match="unknown FlashVID setting 'zzz'; known: retention_ratio, "):
         FlashVidConfig.from_mapping({"zzz": 1})
+
+
+def test_the_encoders_share_is_every_methods() -> None:
+    """It is read before any of them; 1 in whatever form is off."""
+    for method in get_args(Method):
+        assert FlashVidConfig(method=method, encoder_ratio=0.5, encoder_reuse="frames").encodes_less
+    assert FlashVidConfig(encoder_ratio="auto").encodes_less
+    assert not FlashVidConfig(encoder_ratio=1, encoder_reuse="frames").encodes_less
 
 
 def test_needs_attention() -> None:

@@ -183,6 +183,27 @@ def test_the_start_line_names_what_is_in_force() -> None:
     assert "off unless" in describe({"enabled": False}, PRESET)
 
 
+def test_the_encoders_share_by_server_and_request() -> None:
+    """It stays under a request's method, a request may take it back, and the start line has it where it is in force."""
+    server = check_server({"encoder_ratio": "auto", "encoder_reuse": "frames"})
+    config = resolve(server, check_request({"method": "evs", "retention_ratio": 1}, server), PRESET)
+    assert config == FlashVidConfig(1, method="evs", encoder_ratio="auto", encoder_reuse="frames")
+    config = resolve(server, check_request({"encoder_ratio": 1}, server), PRESET)
+    assert config is not None
+    assert not config.encodes_less
+    assert "encoder_ratio=auto, encoder_reuse=frames" in describe(server, PRESET)
+    assert "encoder" not in describe(check_server({"encoder_reuse": "frames"}), PRESET)
+    for asked, message in (
+        ({"encoder_ratio": "half"}, r"encoder_ratio must be a number in \(0, 1\] or \"auto\", got 'half' \(str\)"),
+        ({"encoder_ratio": [0.5]}, r"encoder_ratio must be a number in \(0, 1\] or \"auto\", got \[0.5\] \(list\)"),
+        ({"encoder_ratio": None}, "encoder_ratio must not be null; leave it out for the default"),
+        ({"encoder_reuse": ["tokens"]}, r"encoder_reuse must be one of tokens, frames; got \['tokens'\]"),
+        ({"encoder_shares": 2}, "unknown FlashVID setting 'encoder_shares'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_request(asked, server)
+
+
 def test_a_client_cannot_make_us_look_for_near_misses_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the event loop of the API server, while others wait."""
     looked: list[str] = []

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...core.budget import plan
 from ...core.compress import CompressedVideo, compress, segments_of
-from ...core.config import FLASHVID_SETTINGS, FlashVidConfig
+from ...core.config import ENCODER_SETTINGS, FLASHVID_SETTINGS, FlashVidConfig
 from ...core.methods import PEERS
 from .features import Encoded
 from .video import Frames
@@ -94,7 +94,7 @@ def make_scene(title: str, model: str, frames: Frames, encoded: Encoded, config:
 
 
 def _settings(config: FlashVidConfig) -> str:
-    hidden = FLASHVID_SETTINGS if config.method in PEERS else ()
+    hidden = (FLASHVID_SETTINGS if config.method in PEERS else ()) + (() if config.encodes_less else ENCODER_SETTINGS)
     shown: dict[str, Any] = {k: v for k, v in config.to_dict().items() if v is not None and k not in hidden}
     return ", ".join(f"{name}={value}" for name, value in shown.items() if (name, value) != ("backend", "auto"))
 
