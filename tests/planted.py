@@ -57,6 +57,15 @@ FAULTS = [
     ),
     Fault(PLUGIN + "models/pieces.py", "range(0, num_frames, most)", "range(0, num_frames, num_frames)", "pieces"),
     Fault(PLUGIN + "models/pieces.py", "into[start * per_frame : stop * per_frame]", "into[: len(rows)]", "pieces"),
+    # which patches the encoder computes
+    Fault(OPS + "reuse.py", "near.sum(-1, keepdims=True) // places", "0 * near[..., :1]", "reuse"),
+    Fault(OPS + "reuse.py", "num_rows // 2)", "num_rows)", "reuse"),
+    Fault(PLUGIN + "core/budget.py", "max(rows_per_frame * num_blocks,", "max(rows_per_frame,", "choice"),
+    Fault(PLUGIN + "core/choice.py", "key=lambda t: (-change[t], t)", "key=lambda t: t", "choice"),
+    Fault(PLUGIN + "models/encode_less.py", "[reuse.rows]", "[: len(reuse.rows)]", "encode_less"),
+    Fault(PLUGIN + "models/encode_less.py", ".add_(pool * pool // 2)", "", "encode_less"),
+    Fault(PLUGIN + "models/processor.py", "name_of_pixels(name, config, piece) for", "name for", "encode_less"),
+    Fault(PLUGIN + "models/processor.py", "most, self.info.flashvid_shares)", "num_frames, 1)", "encode_less"),
     # positions
     Fault(PLUGIN + "models/positions.py", "mark[2] = -1 - torch", "mark[2] = -2 - torch", "positions"),
     Fault(

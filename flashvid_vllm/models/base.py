@@ -20,8 +20,10 @@ from .. import ops
 from ..core.budget import plan
 from ..core.compress import CompressedVideo, compress
 from ..core.config import FlashVidConfig
+from ..core.reuse import Reuse
 from ..core.settings import BACKEND, ENABLED, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, resolve
 from . import FAMILIES, counting, pieces
+from .encode_less import ROWS, SOURCE, take_reuse
 from .processor import MEASURE, pack_settings, unpack_settings
 from .processor_cache import FIELD, FULL_EMBEDS
 
@@ -36,6 +38,8 @@ class FlashVidModel:
         flashvid_backend: which implementation of the operations to use.
         flashvid_configs: the settings of each video of the current call of `embed_multimodal`, None for one
             that stays as it is.
+        flashvid_reuse: what the encoder computes of each video of that call, whose pixels are of no other rows; empty
+            where it computes all. Videos of both kinds never share a call.
         flashvid_piece: visual tokens that the encoder gets in one call.
         flashvid_metrics: where compressed videos are counted, None on ranks that count nothing.
     """
@@ -47,13 +51,14 @@ class FlashVidModel:
         self.flashvid_on = settings is not None
         self.flashvid_backend: str = (settings or {}).get("backend", "auto")
         self.flashvid_configs: Sequence[FlashVidConfig | None] = ()
+        self.flashvid_reuse: Sequence[Reuse] = ()
         self.flashvid_vllm_config = vllm_config
         self.flashvid_piece = pieces.measured_tokens(vllm_config) if settings is not None else 0
         self.flashvid_metrics = _metrics(vllm_config, settings) if settings is not None else None
 
     def frames_per_piece(self, tokens_per_frame: int) -> int:
-        """Temporal positions that the encoder gets in one call: as many as start-up measured memory for, at least 1."""
-        return max(1, self.flashvid_piece // tokens_per_frame)
+        """Temporal positions that the encoder gets in one call."""
+        return pieces.frames_per_piece(self.flashvid_piece, tokens_per_frame)
 
     def video_grids(self, **kwargs: Any) -> list[tuple[int, int]]:
         """(T, N) of every video that `embed_multimodal` was given: temporal positions and visual tokens at each."""
@@ -113,6 +118,10 @@ class FlashVidModel:
             self.compile_kernels()
             self.measure_longest_video()
         rows = kwargs.pop(FIELD, None)
+        self.flashvid_reuse = take_reuse(kwargs.pop(ROWS, None), kwargs.pop(SOURCE, None))
+        if self.flashvid_metrics is not None:
+            for reuse in self.flashvid_reuse:
+                self.flashvid_metrics.count_rows(len(reuse.source), len(reuse.rows))
         if rows is None:  # images, or FlashVID is not on
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
         configs = [unpack_settings(row) for row in rows]

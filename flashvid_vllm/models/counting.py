@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,9 @@ class Counter(Protocol):
 
     def count(self, tokens_in: int, tokens_out: int) -> None:
         """Enter one video."""
+
+    def count_rows(self, rows_in: int, rows_computed: int) -> None:
+        """Enter one video that is encoded less."""
 
     def timed(self, device: torch.device) -> AbstractContextManager[None]:
         """Enter the seconds that the block takes on ``device``."""
@@ -28,3 +31,5 @@ def nobody(settings: Mapping[str, Any]) -> Counter | None:
 
 make_counter: Callable[[Mapping[str, Any]], Counter | None] = nobody
 """This worker's counter, from the settings that it tells beside; None where it has none."""
+time_choice: Callable[[], AbstractContextManager[None]] = nullcontext
+"""Enters the seconds that the block takes, in which the rows of one video are chosen that its encoder computes."""

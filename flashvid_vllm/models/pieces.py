@@ -41,6 +41,27 @@ def measured_tokens(vllm_config: VllmConfig) -> int:
     return int(num_frames * n)
 
 
+def frames_per_piece(piece: int, tokens_per_frame: int) -> int:
+    """Temporal positions that the encoder gets in one call: as many as start-up measured memory for (``piece``
+    tokens), at least 1."""
+    return max(1, piece // tokens_per_frame)
+
+
+def blocks(num_frames: int, most: int, shares: int) -> list[int]:
+    """The first temporal position of each part of a video that the encoder gets in a call of its own.
+
+    Args:
+        num_frames: temporal positions of the video.
+        most: as many as one call gets at the most.
+        shares: ranks that take turns in the calls, each with a share of ``shares`` * ``most`` positions.
+    """
+    first: list[int] = []
+    for start in range(0, num_frames, most * shares):
+        stop = min(start + most * shares, num_frames)
+        first += range(start, stop, -(-(stop - start) // shares))
+    return first
+
+
 def encode_in_pieces(
     encode: Callable[[int, int], tuple[Tensor, ...]], num_frames: int, most: int
 ) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,9 +31,10 @@ from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails
 from vllm.multimodal.processing.context import InputProcessingContext
 
 from ..core.budget import Budget, plan
-from ..core.config import FlashVidConfig
+from ..core.config import ENCODER_SETTINGS, FlashVidConfig
 from ..core.settings import (
     ENABLED,
+    ENCODER_SHARES,
     KEY,
     MAX_VIDEO_TOKENS,
     ORIGINAL,
@@ -42,7 +44,8 @@ from ..core.settings import (
     request_part,
     resolve,
 )
-from . import FAMILIES
+from . import FAMILIES, pieces
+from .encode_less import PixelScale, encode_less, name_of_pixels
 from .processor_cache import add_ours, known_updates, name_of
 
 # On what vLLM measures memory with: encode and compress the longest video as well.
@@ -53,7 +56,10 @@ _PLAIN = {ENABLED: False}  # compared by identity: also where requests may not c
 
 def pack_settings(config: FlashVidConfig | None) -> Tensor:
     """The settings as one uint8 row of JSON: vLLM carries tensors, and casts floats to the model's dtype."""
-    text = json.dumps(config.to_dict() if config else None).encode()
+    settings = config and config.to_dict()
+    if settings and config and not config.encodes_less:  # so that names are what they were without these settings
+        settings = {name: value for name, value in settings.items() if name not in ENCODER_SETTINGS}
+    text = json.dumps(settings).encode()
     if len(text) > _ROW_BYTES:
         raise ValueError(f"FlashVID settings of {len(text)} bytes exceed {_ROW_BYTES}: {text!r}")
     return torch.frombuffer(bytearray(text.ljust(_ROW_BYTES)), dtype=torch.uint8)
@@ -78,11 +84,14 @@ class FlashVidInfo:
     """Mixin for a family's ProcessingInfo: the server's settings, or None where FlashVID is off."""
 
     flashvid_server: dict[str, Any] | None = None
+    flashvid_shares = 1  # ranks that share a piece of a video
 
     def __init__(self, ctx: InputProcessingContext) -> None:
         config = ctx.model_config.multimodal_config
         settings = ((config and config.mm_processor_kwargs) or {}).get(KEY)
         if settings is not None:
+            settings = dict(settings)
+            self.flashvid_shares = settings.pop(ENCODER_SHARES, 1)
             self.flashvid_server = check_server(settings)
             ctx = _ContextWithoutOurKey(ctx.model_config, ctx.tokenizer)
         super().__init__(ctx)  # type: ignore[call-arg]
@@ -116,6 +125,12 @@ class Request:
 _request: ContextVar[Request] = ContextVar("flashvid_request")  # that is being processed
 
 
+def _asked() -> FlashVidConfig | None:
+    """The settings of the request that is being processed; None: the plain model."""
+    request = _request.get(None)
+    return None if request is None else request.config
+
+
 class FlashVidProcessor:
     """Mixin for a family's multimodal processor."""
 
@@ -132,6 +147,11 @@ class FlashVidProcessor:
     @abstractmethod
     def frame_sizes(self) -> tuple[int, int]:
         """The least and the most visual tokens of a frame [N], unless the family's processor is told other limits."""
+
+    @abstractmethod
+    def encoder_rows(self, item: MultiModalKwargsItem) -> Tensor:
+        """A processed video's pixels by the rows that its encoder computes: [T, P, U, channels, K, S, S], U patches of
+        S x S pixels and K frames a row."""
 
     def video_token(self) -> int:
         """The id that stands for a visual token of a video."""
@@ -156,6 +176,21 @@ class FlashVidProcessor:
         frames = video[0] if isinstance(video, tuple) else video  # beside its metadata
         size = VideoProcessorItems([frames]).get_frame_size(0)
         return self.given_grid(len(frames), size.width, size.height)
+
+    @cached_property
+    def _piece(self) -> int:
+        """Visual tokens that the encoder gets in one call, as `pieces.measured_tokens` has them."""
+        num_frames, n = self.dummy_grid()
+        return num_frames * n
+
+    @cached_property
+    def _pixel_scale(self) -> PixelScale:
+        video_processor = self.info.get_hf_processor().video_processor
+        rescaled = 1.0 if video_processor.do_rescale else 1 / 255
+        if not video_processor.do_normalize:
+            return PixelScale([0.0] * 3, [rescaled] * 3)
+        mean, std = video_processor.image_mean, video_processor.image_std
+        return PixelScale([x * rescaled for x in mean], [x * rescaled for x in std])
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """Start-up measures memory on the largest thing a request may ask for: a video left as it is."""
@@ -217,6 +252,29 @@ class FlashVidProcessor:
             },
         )
 
+    def _get_mm_hashes(self, inputs: Any) -> Any:
+        """Where pixels are left out, a video is another one for each choice of them."""
+        hashes = super()._get_mm_hashes(inputs)  # type: ignore[misc]
+        config = _asked()
+        if config is None or not config.encodes_less or "video" not in hashes:
+            return hashes
+        piece = (self._piece, self.info.flashvid_shares)
+        return {**hashes, "video": [name_of_pixels(name, config, piece) for name in hashes["video"]]}
+
+    def _get_mm_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Any:
+        """From whole videos; what is cached and sent of them afterwards are the pixels that the encoder computes."""
+        updates = super()._get_mm_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
+        config = _asked()
+        if config is not None and config.encodes_less and "video" in out_mm_kwargs:
+            out_mm_kwargs["video"] = [self._encode_less(item, config) for item in out_mm_kwargs["video"]]
+        return updates
+
+    def _encode_less(self, item: MultiModalKwargsItem, config: FlashVidConfig) -> MultiModalKwargsItem:
+        num_frames, n = self.video_grid(item)
+        most = pieces.frames_per_piece(self._piece, n)
+        blocks = pieces.blocks(num_frames, most, self.info.flashvid_shares)
+        return encode_less(item, self.encoder_rows(item), self._pixel_scale, blocks, config)
+
     def _merge_mm_kwargs(self, cache: Any, mm_hashes: Any, mm_is_cached: Any, *missing: Any, **more: Any) -> Any:
         if self.info.flashvid_server is not None:
             # before anything is cached: of what is refused later the engine would never hear
@@ -250,8 +308,8 @@ class FlashVidProcessor:
             if self.info.flashvid_server is None or not any(data is None for data in mm_data_items.get("video", ())):
                 raise
             raise ValueError(
-                f"{error} A video sent by its uuid alone is known under the loading options that it was sent with, "
-                f"whatever its {KEY} settings: send the video itself, or the same options"
+                f"{error} A video sent by its uuid alone is known under the loading options and the encoder_ratio that "
+                f"it was sent with, whatever its other {KEY} settings: send the video itself, or the same options"
             ) from None
 
     def _get_prompt_updates(

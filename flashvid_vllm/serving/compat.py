@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..core.settings import KEY, MAX_VIDEO_TOKENS, check_request, check_server, describe, request_part
+from ..core.settings import ENCODER_SHARES, KEY, MAX_VIDEO_TOKENS, check_request, check_server, describe, request_part
 from ..models import FAMILIES, counting, rope, supported
 from ..models.positions import LAST_DELTA
 from . import cli, config_file, cpu, metrics
@@ -65,7 +65,7 @@ def install() -> None:
 
     for architecture, family in FAMILIES.items():
         ModelRegistry.models[architecture] = _lazy_model(f"flashvid_vllm.models.families.{family.module}", architecture)
-    counting.make_counter = metrics.of_worker
+    counting.make_counter, counting.time_choice = metrics.of_worker, metrics.time_choice
     _read_llava_video()
     _share_pixels()
     _tell_deltas()
@@ -280,11 +280,13 @@ def _check_backend(settings: Mapping[str, Any]) -> None:
 
 
 def _set_longest_video(config: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings with how large a video may be, put where every process finds them."""
+    """The settings with how large a video may be, and who shares one, put where every process finds them."""
     from ..models.pieces import longest_video
 
     settings = {**settings, MAX_VIDEO_TOKENS: longest_video(config, settings)}
     multimodal = config.model_config.multimodal_config
+    if multimodal.mm_encoder_tp_mode == "data":
+        settings[ENCODER_SHARES] = config.parallel_config.tensor_parallel_size
     multimodal.mm_processor_kwargs = {**multimodal.mm_processor_kwargs, KEY: settings}
     return settings
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Prometheus metrics on vLLM's ``/metrics``: video tokens in and out, seconds of compression, settings.
+"""Prometheus metrics on vLLM's ``/metrics``: video tokens in and out, seconds of compression, settings; of videos that
+are encoded less their rows, and seconds of their choice.
 
 Videos are compressed in the worker, ``/metrics`` is answered by the API server, and nothing that vLLM sends between
 them takes a third party's figures. So the worker writes prometheus_client's files for several processes into a
@@ -23,6 +24,7 @@ import os
 import shutil
 import struct
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,6 +42,7 @@ _FILE_BYTES = 1 << 14  # of each file; ours need 3 KB and never grow
 
 logger = logging.getLogger("vllm.plugins.flashvid")
 _files_made = itertools.count()
+_lock = threading.Lock()
 
 
 @functools.cache
@@ -157,6 +160,12 @@ class Metrics:
             self._tokens_out = Counter(
                 "flashvid:video_tokens_out", "Visual tokens of these videos after compression.", registry=None
             )
+            self._rows_in = Counter(
+                "flashvid:encoder_rows_in", "Rows of patches of videos that were encoded less.", registry=None
+            )
+            self._rows_out = Counter(
+                "flashvid:encoder_rows_computed", "Rows of these videos that the encoder computed.", registry=None
+            )
             self._seconds = Histogram(
                 "flashvid:compression_seconds",
                 "Compression of one video: from the encoder's output to the kept tokens.",
@@ -170,6 +179,11 @@ class Metrics:
         self._videos.inc()
         self._tokens_in.inc(tokens_in)
         self._tokens_out.inc(tokens_out)
+
+    def count_rows(self, rows_in: int, rows_computed: int) -> None:
+        """Enter one video of which the encoder computed fewer rows than it has."""
+        self._rows_in.inc(rows_in)
+        self._rows_out.inc(rows_computed)
 
     @contextmanager
     def timed(self, device: torch.device) -> Iterator[None]:
@@ -190,6 +204,48 @@ class Metrics:
         yield
         end.record()
         self._running.append((begin, end))
+
+
+class Choices:
+    """What the process reports in which videos are processed: the API server's, or a ``vllm.LLM``'s.
+
+    Args and errors: as for `Metrics`.
+    """
+
+    def __init__(self, folder: str) -> None:
+        from prometheus_client import Histogram
+
+        with _files_in(folder):
+            self.seconds = Histogram(
+                "flashvid:choice_seconds",
+                "Choice of the rows that the encoder computes of one video.",
+                buckets=SECONDS,
+                registry=None,
+            )
+
+
+@functools.cache
+def _choices() -> Choices | None:
+    name = os.environ.get(VLLM_FOLDER) or os.environ.get(OUR_FOLDER)
+    if not name:  # nobody serves, or it was said why there are no metrics
+        return None
+    try:
+        return Choices(name)
+    except OSError as error:
+        _warn_missing(f"they cannot be written to {name} ({error.strerror or error})")
+        return None
+
+
+@contextmanager
+def time_choice() -> Iterator[None]:
+    """Enter the seconds that the block takes, in which the rows of one video are chosen."""
+    start = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - start
+    with _lock:  # videos are processed in threads
+        choices = _choices()
+    if choices is not None:
+        choices.seconds.observe(seconds)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ NEW = "NAME"  # in the name of a file that is still to be written
 OURS = {
     "mm_processor_kwargs": "vLLM's own option; our settings are in it under our key",
     "make_counter": "a place in our models for our metrics",
+    "time_choice": "another",
     "dest": "argparse's namespace",
     "environ": "this process's own",
 }

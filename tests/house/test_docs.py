@@ -293,9 +293,9 @@ def test_every_metric_has_its_row(tmp_path: Path) -> None:
     pytest.importorskip("prometheus_client")
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    from flashvid_vllm.serving.metrics import Metrics
+    from flashvid_vllm.serving.metrics import Choices, Metrics
 
-    Metrics(str(tmp_path), {"method": "flashvid"})
+    Metrics(str(tmp_path), {"method": "flashvid"}), Choices(str(tmp_path))
     there = {
         family.name + ("_total" if family.type == "counter" else ""): family.type
         for family in MultiProcessCollector(None, str(tmp_path)).collect()

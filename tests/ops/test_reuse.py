@@ -169,6 +169,14 @@ def test_still_videos_and_copies(backend: str) -> None:
     assert [len(column.unique()) for column in choose_rows(levels, [0], 12, backend).T] == [1, 1, 9, 1]
 
 
+def test_few_rows_reach_further(backend: str) -> None:
+    """Ranges of more than 16 positions where shorter ones would take more than half of the rows."""
+    scenes = noise(4, 2, 3, 5)[[0] * 30 + [1] * 10 + [2] * 10 + [3] * 14]
+    expected = torch.tensor([0] * 30 + [30] * 10 + [40] * 10 + [50] * 14)
+    assert torch.equal(choose_rows(scenes, [0], 8, backend), expected[:, None].expand(64, 2))
+    assert len(choose_rows(scenes[:1].expand(64, 2, 3), [0], None, backend).unique()) == 2  # 32 where it is open
+
+
 def test_the_open_number_leaves_what_it_may(backend: str) -> None:
     """One row less of the last step taken would leave more than `UNEXPLAINED` levels."""
     for seed in range(3):

@@ -11,9 +11,9 @@ READ = {
     "vllm.config.LoRAConfig": "enable_tower_connector_lora",
     "vllm.config.ModelConfig": "architecture dtype model multimodal_config",
     "vllm.config.MultiModalConfig": (
-        "get_limit_per_prompt is_multimodal_pruning_enabled limit_per_prompt mm_processor_kwargs"
+        "get_limit_per_prompt is_multimodal_pruning_enabled limit_per_prompt mm_encoder_tp_mode mm_processor_kwargs"
     ),
-    "vllm.config.ParallelConfig": "pipeline_parallel_size worker_cls",
+    "vllm.config.ParallelConfig": "pipeline_parallel_size tensor_parallel_size worker_cls",
     "vllm.config.VllmConfig": "ec_transfer_config lora_config model_config parallel_config",
     "vllm.engine.arg_utils.EngineArgs": (
         "_api_process_count _api_process_rank add_cli_args create_engine_config mm_processor_kwargs video_pruning_rate"

@@ -47,10 +47,15 @@ def test_workers_add_up(tmp_path: Path) -> None:
     assert other.exitcode == 0
     work(str(tmp_path), [(30, 3), (20, 20)])
     work(str(tmp_path), [(1, 1)])
+    worker = metrics.Metrics(str(tmp_path), {"method": "flashvid", "token_budget": None})
+    worker.count_rows(400, 100)
+    worker.count_rows(40, 20)
     found = read(tmp_path)
     assert found["flashvid:videos_total"] == 4
     assert found["flashvid:video_tokens_in_total"] == 151
     assert found["flashvid:video_tokens_out_total"] == 34
+    assert found["flashvid:encoder_rows_in_total"] == 440
+    assert found["flashvid:encoder_rows_computed_total"] == 120
     assert found["flashvid:settings_info|flashvid|"] == 1
     assert found["flashvid:compression_seconds_count"] == 4
     assert found["flashvid:compression_seconds_bucket|+Inf"] == 4
@@ -67,6 +72,23 @@ def test_seconds_fall_into_their_bucket(tmp_path: Path, monkeypatch: pytest.Monk
     buckets = [read(tmp_path)[f"flashvid:compression_seconds_bucket|{le}"] for le in ("0.002", "0.005", "0.5", "1.0")]
     assert buckets == [0, 1, 1, 2]
     assert read(tmp_path)["flashvid:compression_seconds_sum"] == pytest.approx(0.703)
+
+
+def test_choices_are_timed_where_videos_are_processed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into the folder that is published; without one, of nothing."""
+    monkeypatch.delenv(metrics.VLLM_FOLDER, raising=False)
+    monkeypatch.setenv(metrics.OUR_FOLDER, str(tmp_path))
+    metrics._choices.cache_clear()
+    for _ in range(2):
+        with metrics.time_choice():
+            pass
+    assert read(tmp_path)["flashvid:choice_seconds_count"] == 2
+    monkeypatch.setenv(metrics.OUR_FOLDER, "")
+    metrics._choices.cache_clear()
+    with metrics.time_choice():
+        pass
+    metrics._choices.cache_clear()
+    assert read(tmp_path)["flashvid:choice_seconds_count"] == 2
 
 
 def test_a_failed_compression_is_not_timed(tmp_path: Path) -> None:

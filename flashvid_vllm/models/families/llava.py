@@ -50,6 +50,12 @@ class LlavaProcessor(FlashVidProcessor):
         n = self.given_grid(1, side, side)[1]
         return n, n
 
+    def encoder_rows(self, item: MultiModalKwargsItem) -> Tensor:
+        """A patch each: [T, P, 1, 3, 1, p, p]; pixels that a convolution of this stride leaves over are not in it."""
+        side = self.info.get_hf_config().vision_config.patch_size
+        patches = item["pixel_values_videos"].data.unfold(2, side, side).unfold(3, side, side)  # [T, 3, h, w, p, p]
+        return patches.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)[:, :, None, :, None]
+
     def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
         videos, kwargs = inputs.mm_data_items.get("video"), inputs.hf_processor_mm_kwargs
         # before the frames are worked on: all are of one size, unless some are to be chosen

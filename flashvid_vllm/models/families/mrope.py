@@ -38,6 +38,13 @@ class MRopeProcessor(FlashVidProcessor):
         merge = self.info.get_hf_config().vision_config.spatial_merge_size
         return _grid(item["video_grid_thw"].data.tolist(), merge)
 
+    def encoder_rows(self, item: MultiModalKwargsItem) -> Tensor:
+        """A row is what is merged into one token: [T, P, 4, 3, 2, 14, 14]."""
+        vision = self.info.get_hf_config().vision_config
+        merged, side = vision.spatial_merge_size**2, vision.patch_size
+        pixels = item["pixel_values_videos"].data.unflatten(1, (-1, vision.temporal_patch_size, side, side))
+        return pixels.unflatten(0, (*self.video_grid(item), merged))
+
     def check_prompt(self, updates: Mapping[str, Sequence[Sequence[Any]]], request: Request) -> None:
         """As `FlashVidProcessor.check_prompt`, and if a video is to be compressed and all of them span more position
         ids than there are."""
