@@ -42,7 +42,7 @@ REQUEST_KEYS = tuple(key for key in SERVER_KEYS if key not in (*SERVER_ONLY, REQ
 _MOST_KEYS = 100  # of mm_processor_kwargs that are looked at for a near miss; nothing reads so many
 _BUDGETS = ("retention_ratio", "token_budget")
 SINGLE = (*_BUDGETS, METHOD)  # settings that have an option of their own on every command line
-SERVER_SINGLE = (*SINGLE, MAX_VIDEO_TOKENS)  # and on a server's
+SERVER_SINGLE = (*SINGLE, MAX_VIDEO_TOKENS, ENCODER_SETTINGS[0])  # and on a server's
 
 
 def check_server(settings: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any, get_args
 
-from ..core.config import FLASHVID_SETTINGS, FlashVidConfig, Method, shown
+from ..core.config import AUTO, FLASHVID_SETTINGS, FlashVidConfig, Method, shown
 from ..core.settings import KEY, REQUEST_OVERRIDES, SERVER_SINGLE, check_server
 from .config_file import FLAG, refuse_unread_file
 
@@ -51,6 +51,13 @@ def add_options(parser: argparse.ArgumentParser, unsupported: str | None) -> Non
         metavar="N",
         help="Most visual tokens of a video before compression; larger ones are refused. Default: 65536, or as many "
         "as 1 GiB of the model's features, or --max-num-batched-tokens if that is more.",
+    )
+    group.add_argument(
+        "--flashvid-encoder-ratio",
+        type=number(float, AUTO),
+        metavar="F",
+        help="Share of a video's patches that the vision encoder computes, in (0, 1]; the others are copies of what is "
+        f"at the same place in another frame. Or {AUTO}: as few as leave little of the video unexplained. Default: 1.",
     )
     example = {name: getattr(FlashVidConfig, name) for name in FLASHVID_SETTINGS[:2]}
     group.add_argument(
@@ -137,14 +144,16 @@ class _Merge(argparse.Action):
         setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **values})
 
 
-def number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """An argparse type for ``int`` or ``float``, whose message says what was expected."""
+def number(kind: Callable[[str], Any], word: str | None = None) -> Callable[[str], Any]:
+    """An argparse type for ``int`` or ``float``, or a ``word`` instead, whose message says what was expected."""
 
     def parse(text: str) -> Any:
+        if text == word:
+            return word
         try:
             return kind(text)
         except ValueError:
-            what = "a whole number" if kind is int else "a number"
+            what = ("a whole number" if kind is int else "a number") + (f" or {word}" if word else "")
             raise argparse.ArgumentTypeError(f"expected {what}, got {text!r}") from None
 
     return parse

@@ -41,12 +41,12 @@ def test_all_options() -> None:
     namespace = parse(
         "--plugin=flashvid", "--flashvid-token-budget", "1024",
         "--flashvid-config", '{"alpha": 1, "matching": "position"}', "--no-flashvid-request-overrides",
-        "--flashvid-method", "ttm", "--flashvid-max-video-tokens", "9000",
+        "--flashvid-method", "ttm", "--flashvid-max-video-tokens", "9000", "--flashvid-encoder-ratio", "auto",
     )  # fmt: skip
     assert namespace.mm_processor_kwargs == {
         "flashvid": {
             "token_budget": 1024, "method": "ttm", "alpha": 1.0, "matching": "position", "request_overrides": False,
-            "max_video_tokens": 9000,
+            "max_video_tokens": 9000, "encoder_ratio": "auto",
         }
     }  # fmt: skip
 
@@ -60,6 +60,12 @@ def test_all_options() -> None:
         (["--plugin", "flashvid", "--flashvid-retention-ratio", "0"], r"\(0, 1\], got 0.0"),
         (["--plugin", "flashvid", "--flashvid-retention-ratio", "ten"], "expected a number, got 'ten'"),
         (["--plugin", "flashvid", "--flashvid-retention-ratio", "nan"], "nan"),
+        (["--plugin", "flashvid", "--flashvid-encoder-ratio", "half"], "expected a number or auto, got 'half'"),
+        (["--plugin", "flashvid", "--flashvid-encoder-ratio", "2"], r"encoder_ratio must be .* or \"auto\", got 2.0"),
+        (
+            ["--plugin", "flashvid", "--flashvid-encoder-ratio", "1", "--flashvid-config", '{"encoder_ratio": 0.5}'],
+            "both give encoder_ratio",
+        ),
         (["--plugin", "flashvid", "--flashvid-token-budget", "0"], "token_budget"),
         (["--plugin", "flashvid", "--flashvid-token-budget", "1.5"], "expected a whole number"),
         (
