@@ -22,11 +22,15 @@ from ..serving.test_processor_cache import Pipe, same, use_own_memory
 from ..support.engine import Clip
 from ..support.families import LLAVA_ONEVISION, LLAVA_VIDEO, QWEN2_5_VL, QWEN3_VL
 
-FAMILIES = [QWEN2_5_VL, QWEN3_VL, LLAVA_ONEVISION, LLAVA_VIDEO]
+VARIANT = pytest.mark.longer("a variant")
+FAMILIES = [
+    pytest.param(QWEN2_5_VL, id="qwen2_5_vl"), pytest.param(LLAVA_ONEVISION, id="llava_onevision"),
+    pytest.param(QWEN3_VL, id="qwen3_vl", marks=VARIANT), pytest.param(LLAVA_VIDEO, id="llava_video", marks=VARIANT),
+]  # fmt: skip
 CLIP = Clip(10, 64, 96)
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+@pytest.fixture(scope="module", params=FAMILIES)
 def pipe(request: pytest.FixtureRequest, models: Callable[[Any], Path]) -> Pipe:
     """Without a cache."""
     return Pipe(request.param, models(request.param), "none")
@@ -179,7 +183,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.longer
+@pytest.mark.longer("two caches of two families")
 def test_caches_hold_each_choice_apart(cached: tuple[Pipe, Pipe]) -> None:
     """Pixels of one choice were another's where the name was the video's alone; one copy for all other settings."""
     pipe, uncached = cached
