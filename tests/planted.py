@@ -44,10 +44,16 @@ FAULTS = [
     Fault(OPS + "peaks.py", "few = tl.minimum(neighbours, num_tokens)", "few = neighbours", "triton"),
     # the encoder: attention, pieces
     Fault(
-        PLUGIN + "models/families/mrope.py", "spatial_merge_unit)).mean(1)", "spatial_merge_unit)).amax(1)", "families"
+        PLUGIN + "models/families/mrope_encoder.py",
+        "spatial_merge_unit)).mean(1)",
+        "spatial_merge_unit)).amax(1)",
+        "families",
     ),
     Fault(
-        PLUGIN + "models/families/llava.py", "scores[:, -patches:, None]", "scores[:, :patches, None]", "tinyvlm_served"
+        PLUGIN + "models/families/llava.py",
+        "scores[:, -self.patches_per_frame() :, None]",
+        "scores[:, : self.patches_per_frame(), None]",
+        "tinyvlm_served reuse_towers",
     ),
     Fault(
         PLUGIN + "models/attention.py",
@@ -66,6 +72,28 @@ FAULTS = [
     Fault(PLUGIN + "models/encode_less.py", ".add_(pool * pool // 2)", "", "encode_less"),
     Fault(PLUGIN + "models/processor.py", "name_of_pixels(name, config, piece) for", "name for", "encode_less"),
     Fault(PLUGIN + "models/processor.py", "most, self.info.flashvid_shares)", "num_frames, 1)", "encode_less"),
+    # rows that others stand for
+    Fault(
+        PLUGIN + "models/reuse.py", "source[start:stop], per_unit", "source[start:stop] * 0, per_unit", "reuse_towers"
+    ),
+    Fault(
+        PLUGIN + "models/families/mrope_rows.py",
+        "metadata[name] = gather(metadata[name], rows,",
+        "metadata[name] = gather(metadata[name], rows.roll(1),",
+        "reuse_towers",
+    ),
+    Fault(
+        PLUGIN + "models/families/mrope_rows.py",
+        "Reuse(slots, reverse_indices[reuse.source[unit_at]])",
+        "Reuse(slots, reuse.source[unit_at])",
+        "reuse_towers",
+    ),
+    Fault(
+        PLUGIN + "models/families/llava_rows.py",
+        "place[:num_frames, None]",
+        "place[:1, None].expand(num_frames, 1)",
+        "reuse_towers",
+    ),  # every frame sees the first one's class token
     # positions
     Fault(PLUGIN + "models/positions.py", "mark[2] = -1 - torch", "mark[2] = -2 - torch", "positions"),
     Fault(

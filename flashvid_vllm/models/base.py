@@ -23,9 +23,9 @@ from ..core.config import FlashVidConfig
 from ..core.reuse import Reuse
 from ..core.settings import BACKEND, ENABLED, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, resolve
 from . import FAMILIES, counting, pieces
-from .encode_less import ROWS, SOURCE, take_reuse
 from .processor import MEASURE, pack_settings, unpack_settings
 from .processor_cache import FIELD, FULL_EMBEDS
+from .reuse import take_reuses, why_not
 
 logger = logging.getLogger("vllm.plugins.flashvid")
 
@@ -38,8 +38,7 @@ class FlashVidModel:
         flashvid_backend: which implementation of the operations to use.
         flashvid_configs: the settings of each video of the current call of `embed_multimodal`, None for one
             that stays as it is.
-        flashvid_reuse: what the encoder computes of each video of that call, whose pixels are of no other rows; empty
-            where it computes all. Videos of both kinds never share a call.
+        flashvid_reuses: which rows of each of them the encoder computes, None for one of which it computes all.
         flashvid_piece: visual tokens that the encoder gets in one call.
         flashvid_metrics: where compressed videos are counted, None on ranks that count nothing.
     """
@@ -51,7 +50,7 @@ class FlashVidModel:
         self.flashvid_on = settings is not None
         self.flashvid_backend: str = (settings or {}).get("backend", "auto")
         self.flashvid_configs: Sequence[FlashVidConfig | None] = ()
-        self.flashvid_reuse: Sequence[Reuse] = ()
+        self.flashvid_reuses: Sequence[Reuse | None] = ()
         self.flashvid_vllm_config = vllm_config
         self.flashvid_piece = pieces.measured_tokens(vllm_config) if settings is not None else 0
         self.flashvid_metrics = _metrics(vllm_config, settings) if settings is not None else None
@@ -92,6 +91,19 @@ class FlashVidModel:
         """Channels of a visual token where it is compressed."""
         raise NotImplementedError
 
+    def attentions(self) -> list[Any]:
+        """vLLM's attention modules of the vision tower."""
+        raise NotImplementedError
+
+    def encoder_is_compiled(self) -> bool:
+        """Whether torch.compile has traced what is around them."""
+        return False
+
+    def refuse_rows(self) -> None:
+        """ValueError if the encoder cannot compute single rows of a video; whole temporal positions it always can."""
+        if (reason := why_not(self.attentions(), self.encoder_is_compiled())) is not None:
+            raise ValueError(f"this vision encoder cannot compute some of a video's tokens alone: {reason}")
+
     def measure_longest_video(self) -> None:
         """Encode and compress the longest video that may come, which vLLM's own measurement of memory leaves out."""
         model = self.flashvid_vllm_config.model_config
@@ -118,17 +130,18 @@ class FlashVidModel:
             self.compile_kernels()
             self.measure_longest_video()
         rows = kwargs.pop(FIELD, None)
-        self.flashvid_reuse = take_reuse(kwargs.pop(ROWS, None), kwargs.pop(SOURCE, None))
-        if self.flashvid_metrics is not None:
-            for reuse in self.flashvid_reuse:
-                self.flashvid_metrics.count_rows(len(reuse.source), len(reuse.rows))
         if rows is None:  # images, or FlashVID is not on
+            self.flashvid_reuses = ()
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
         configs = [unpack_settings(row) for row in rows]
         self.flashvid_configs = [
             None if config is None or plan(*grid, config).is_identity else config
             for config, grid in zip(configs, self.video_grids(**kwargs), strict=True)
         ]
+        self.flashvid_reuses = take_reuses(kwargs) or [None] * len(configs)
+        for reuse in self.flashvid_reuses:
+            if reuse is not None and self.flashvid_metrics is not None:
+                self.flashvid_metrics.count_rows(len(reuse.source), len(reuse.rows))
         with gpu_sync_allowed():
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
 

@@ -18,7 +18,6 @@ from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem, 
 
 from ..core.choice import choose
 from ..core.config import ENCODER_SETTINGS, FlashVidConfig
-from ..core.reuse import Reuse
 from . import counting
 
 PIXELS = "pixel_values_videos"
@@ -92,13 +91,6 @@ def encode_less(
             SOURCE: MultiModalFieldElem(data=reuse.source.int(), field=cpu),
         }
     )
-
-
-def take_reuse(rows: Sequence[Tensor] | None, source: Sequence[Tensor] | None) -> list[Reuse]:
-    """The `Reuse` of each video of a call, from what the model is given under `ROWS` and `SOURCE`; none without."""
-    if rows is None or source is None:
-        return []
-    return [Reuse(r.long(), s.long()) for r, s in zip(rows, source, strict=True)]
 
 
 def name_of_pixels(video: str, config: FlashVidConfig, piece: Sequence[int]) -> str:

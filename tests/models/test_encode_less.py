@@ -14,9 +14,10 @@ pytest.importorskip("vllm")
 
 from flashvid_vllm.core.config import ENCODER_SETTINGS, FlashVidConfig
 from flashvid_vllm.models import pieces
-from flashvid_vllm.models.encode_less import PIXELS, ROWS, SOURCE, PixelScale, take_reuse
+from flashvid_vllm.models.encode_less import PIXELS, ROWS, SOURCE, PixelScale
 from flashvid_vllm.models.processor import pack_settings, unpack_settings
 from flashvid_vllm.models.processor_cache import FIELD
+from flashvid_vllm.models.reuse import take_reuses
 
 from ..serving.test_processor_cache import Pipe, same, use_own_memory
 from ..support.engine import Clip
@@ -94,7 +95,7 @@ def test_the_pixels_of_the_computed_rows_are_sent(pipe: Pipe, settings: dict[str
     assert config is not None
     assert all(getattr(config, k) == v for k, v in settings.items())
 
-    (reuse,) = take_reuse(*([less.data[key].data] for key in (ROWS, SOURCE)))
+    (reuse,) = take_reuses({key: [less.data[key].data] for key in (ROWS, SOURCE)})
     rows = whole_rows(pipe, full.data[PIXELS].data)
     t = pipe.processor.video_grid(full.data)[0]
     assert len(reuse.source) == len(rows)
@@ -123,7 +124,7 @@ def test_a_piece_has_its_own_rows(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(pipe.processor.info, "flashvid_shares", shares)
         _, feature = sent(pipe, encoder_ratio=0.01)
         names.add(feature.identifier)
-        (reuse,) = take_reuse(*([feature.data[key].data] for key in (ROWS, SOURCE)))
+        (reuse,) = take_reuses({key: [feature.data[key].data] for key in (ROWS, SOURCE)})
         first = pieces.blocks(num_frames, piece // n, shares)
         per_frame = len(reuse.source) // num_frames
         assert len(reuse.rows) == per_frame * len(first)

@@ -20,25 +20,31 @@ READ = {
     ),
     "vllm.entrypoints.pooling.base.serving": "validate_request_mm_kwargs",
     "vllm.lora.layers.VocabParallelEmbeddingWithLoRA": "base_layer",
-    "vllm.model_executor.layers.attention.mm_encoder_attention.MMEncoderAttention": "head_size num_heads",
+    "vllm.model_executor.layers.attention.mm_encoder_attention.MMEncoderAttention": (
+        "attn_backend forward fp8_enabled head_size num_heads scale"
+    ),
     "vllm.model_executor.models.clip.CLIPAttention": "attn",
     "vllm.model_executor.models.clip.CLIPEncoderLayer": "self_attn",
+    "vllm.model_executor.models.clip.CLIPVisionEmbeddings": (
+        "class_embedding forward patch_embedding position_embedding"
+    ),
     "vllm.model_executor.models.llava_onevision.LlavaOnevisionProcessingInfo": "_get_num_frame_tokens",
     "vllm.model_executor.models.llava_onevision.LlavaOnevisionVideoPixelInputs": "pixel_values_videos",
     "vllm.model_executor.models.qwen2.Qwen2Model": "embed_tokens",
     "vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VisionAttention": "attn",
     "vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VisionBlock": "attn",
-    "vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VisionTransformer": "dtype out_hidden_size",
+    "vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VisionTransformer": "blocks dtype forward out_hidden_size",
     "vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VLVideoPixelInputs": (
         "pixel_values_videos second_per_grid_ts timestamps video_grid_thw"
     ),
     "vllm.model_executor.models.qwen2_5_vl.Qwen2_5_VLProcessingInfo": "_get_vision_info",
     "vllm.model_executor.models.qwen3_vl.Qwen3VLProcessingInfo": "_get_vision_info",
     "vllm.model_executor.models.qwen3_vl.Qwen3_VisionBlock": "attn",
-    "vllm.model_executor.models.qwen3_vl.Qwen3_VisionTransformer": "dtype out_hidden_size",
+    "vllm.model_executor.models.qwen3_vl.Qwen3_VisionTransformer": "blocks dtype forward out_hidden_size",
     "vllm.model_executor.models.siglip.SiglipAttention": "attn",
     "vllm.model_executor.models.siglip.SiglipEncoder": "layers",
     "vllm.model_executor.models.siglip.SiglipEncoderLayer": "self_attn",
+    "vllm.model_executor.models.siglip.SiglipVisionEmbeddings": "forward patch_embedding position_embedding",
     "vllm.multimodal.inputs.BaseMultiModalField": "keep_on_cpu",
     "vllm.multimodal.inputs.MultiModalFeatureSpec": "data identifier mm_hash mm_position modality",
     "vllm.multimodal.inputs.MultiModalFieldElem": "data",

@@ -7,7 +7,7 @@ told them as M-RoPE with three equal rows, and kept tokens stay where they are i
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,14 +18,17 @@ from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
 from vllm.multimodal.parse import VideoProcessorItems
 
 from ...core.compress import CompressedVideo
-from ...core.config import FlashVidConfig
+from ...core.reuse import Reuse
 from ...core.settings import KEY
 from ..attention import frame_attention, watch_attention
+from ..encode_less import SOURCE
 from ..full_positions import FullPositionsModel
 from ..pieces import encode_in_pieces
 from ..positions import append_positions
 from ..processor import FlashVidProcessor, PlainVideo, Request, plain_video_of
+from ..reuse import copied, part, whole_frames
 from ..upload import upload
+from .llava_rows import RowsTower, frames_of
 
 # of a video; a worker gets the positions of a video that the prefix cache covers from fields on the CPU alone
 FRAMES = "flashvid_frames"
@@ -110,6 +113,7 @@ class LlavaModel(FullPositionsModel):
     vision_tower: Any
     image_newline: Tensor
     _video_pixels_to_features: Any
+    multi_modal_projector: Any
     apply_pooling: Any
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -122,13 +126,17 @@ class LlavaModel(FullPositionsModel):
             self.supports_mrope = self.supports_multimodal_pruning = True
 
     def encoder_attention(self) -> Any:
-        return self.vision_tower.vision_model.encoder.layers[-1].self_attn.attn
+        return self.attentions()[-1]
 
     def visual_width(self) -> int:
         return self.embedding_width()
 
     def add_newlines(self, video: CompressedVideo, num_frames: int, tokens_per_frame: int) -> Tensor:
         """The embeddings of a compressed video, newlines included: [B + newlines, D]."""
+        raise NotImplementedError
+
+    def plain_rows(self, features: Tensor) -> Tensor:
+        """The embeddings of an uncompressed video of features [T, N, D], newlines included."""
         raise NotImplementedError
 
     def newline_places(self, num_frames: int, tokens_per_frame: int) -> Tensor:
@@ -144,8 +152,20 @@ class LlavaModel(FullPositionsModel):
         vision = self.config.vision_config
         return math.ceil(vision.image_size // vision.patch_size / 2) ** 2
 
+    def patches_per_frame(self) -> int:
+        """Patches of a frame, which are the tower's rows."""
+        vision = self.config.vision_config
+        return int(vision.image_size // vision.patch_size) ** 2
+
+    def attentions(self) -> list[Any]:
+        return [layer.self_attn.attn for layer in self.vision_tower.vision_model.encoder.layers]
+
     def video_grids(self, **kwargs: Any) -> list[tuple[int, int]]:
-        return [(len(frames), self.tokens_per_frame()) for frames in kwargs["pixel_values_videos"]]
+        if SOURCE in kwargs:
+            lengths = [len(source) // self.patches_per_frame() for source in kwargs[SOURCE]]
+        else:
+            lengths = [len(frames) for frames in kwargs["pixel_values_videos"]]
+        return [(length, self.tokens_per_frame()) for length in lengths]
 
     def repeat_video(self, times: int, **kwargs: Any) -> dict[str, Any]:
         return {**kwargs, "pixel_values_videos": kwargs["pixel_values_videos"].repeat(1, times, 1, 1, 1)}
@@ -154,6 +174,11 @@ class LlavaModel(FullPositionsModel):
         kwargs.pop(FRAMES, None)
         return super().embed_multimodal(**kwargs)
 
+    def _parse_and_validate_video_input(self, **kwargs: Any) -> Any:
+        if any(self.flashvid_reuses):  # patches
+            return {"pixel_values_videos": kwargs["pixel_values_videos"]}
+        return super()._parse_and_validate_video_input(**kwargs)  # type: ignore[misc]
+
     def _process_video_pixels(self, inputs: Any) -> Any:
         videos = inputs["pixel_values_videos"]
         if not self.flashvid_configs:  # FlashVID is not on
@@ -161,11 +186,14 @@ class LlavaModel(FullPositionsModel):
         # one by one, plain ones too: of several that differ in length vLLM 0.32 makes 3-D embeddings, which its Model
         # Runner V2 takes for the model's fault and ends
         out: list[Tensor] = []
-        for frames, config in zip(videos, self.flashvid_configs, strict=True):
-            if config is None:
+        for frames, config, reuse in zip(videos, self.flashvid_configs, self.flashvid_reuses, strict=True):
+            if config is None and reuse is None:
                 out.extend(super()._process_video_pixels({"pixel_values_videos": frames[None]}))  # type: ignore[misc]
                 continue
-            features, attention = self._encode(frames, config)
+            features, attention = self._encode(frames, config is not None and config.needs_attention, reuse)
+            if config is None:
+                out.append(self.plain_rows(features))
+                continue
             video = self.compress_video(features, attention, config)
             rows = self.add_newlines(video, *features.shape[:2])
             out.append(
@@ -205,25 +233,50 @@ class LlavaModel(FullPositionsModel):
         places = upload(self.newline_places(num_frames, n), kept.device)
         return torch.cat([kept, places]).sort().values.repeat(3, 1)
 
-    def _encode(self, frames: Tensor, config: FlashVidConfig) -> tuple[Tensor, Tensor | None]:
-        """Pooled features [T, N, D] and received attention [T, N] of one video."""
+    def _encode(self, pixels: Tensor, scored: bool, reuse: Reuse | None = None) -> tuple[Tensor, Tensor | None]:
+        """Pooled features [T, N, D], and if ``scored`` received attention [T, N], of one video: of frames [T, 3,
+        height, width], or of the patches [M, 3, p, p] of the rows that ``reuse`` computes."""
+        per_frame, num_frames = self.patches_per_frame(), len(pixels)
+        if reuse is not None:
+            if (frames := whole_frames(reuse, per_frame)) is not None:
+                features, scores = self._encode(frames_of(pixels, per_frame), scored)
+                features, *rest = copied((features,) if scores is None else (features, scores), frames)
+                return features, rest[0] if rest else None
+            self.refuse_rows()
+            num_frames = len(reuse.source) // per_frame
 
         def encode(start: int, stop: int) -> tuple[Tensor, ...]:
-            return self._encode_piece(frames[start:stop], config.needs_attention)
+            if reuse is None:
+                return self._encode_piece(pixels[start:stop], scored)
+            computed, own = part(reuse, per_frame, start, stop)
+            return self._encode_rows(pixels[computed], scored, own, stop - start)
 
-        features, *scores = encode_in_pieces(encode, len(frames), self.frames_per_piece(self.tokens_per_frame()))
-        return features, scores[0] if scores else None
+        features, *found = encode_in_pieces(encode, num_frames, self.frames_per_piece(self.tokens_per_frame()))
+        return features, found[0] if found else None
 
     def _encode_piece(self, frames: Tensor, scored: bool) -> tuple[Tensor, ...]:
-        attention = self.encoder_attention()
-        with watch_attention(attention) if scored else nullcontext() as seen:
+        with self._watch(scored) as seen:
             features = self._video_pixels_to_features(self.vision_tower, frames)
+        return (features,) if seen is None else (features, self._scores(seen(), len(frames)))
+
+    def _encode_rows(self, patches: Tensor, scored: bool, reuse: Reuse, num_frames: int) -> tuple[Tensor, ...]:
+        tower = RowsTower(self.vision_tower, reuse, num_frames)
+        with self._watch(scored) as seen:
+            rows = self.multi_modal_projector(tower(patches))
+        rows = rows.index_select(0, upload(reuse.source, rows.device))
+        features = self.apply_pooling(rows.unflatten(0, (num_frames, -1)))
         if seen is None:
             return (features,)
-        scores = frame_attention(*seen(), len(frames), self.flashvid_backend)
-        if attention.num_heads != self.config.vision_config.num_attention_heads:
+        query, key = map(tower.gather, seen())
+        return features, self._scores((query, key), num_frames)
+
+    def _watch(self, scored: bool) -> AbstractContextManager[Any]:
+        return watch_attention(self.encoder_attention()) if scored else nullcontext()
+
+    def _scores(self, seen: tuple[Tensor, Tensor], num_frames: int) -> Tensor:
+        """Received attention of the frames' tokens after pooling, [T, N], from their queries and keys."""
+        scores = frame_attention(*seen, num_frames, self.flashvid_backend)
+        if seen[0].shape[1] != self.config.vision_config.num_attention_heads:
             scores = tensor_model_parallel_all_reduce(scores) / get_tensor_model_parallel_world_size()
-        vision = self.config.vision_config
-        patches = (vision.image_size // vision.patch_size) ** 2
         # CLIP's class token comes first: it took part in the softmax, but is no token of the video
-        return features, self.apply_pooling(scores[:, -patches:, None].contiguous()).squeeze(-1)
+        return self.apply_pooling(scores[:, -self.patches_per_frame() :, None].contiguous()).squeeze(-1)

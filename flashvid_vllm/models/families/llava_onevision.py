@@ -30,6 +30,9 @@ class LlavaOnevisionForConditionalGeneration(LlavaModel, upstream.LlavaOnevision
     def add_newlines(self, video: CompressedVideo, num_frames: int, tokens_per_frame: int) -> Tensor:
         return torch.cat([video.tokens, self.image_newline[None]])
 
+    def plain_rows(self, features: Tensor) -> Tensor:
+        return torch.cat([features.flatten(0, 1), self.image_newline[None]])
+
     def num_newlines(self, num_frames: int) -> int:
         return 1
 

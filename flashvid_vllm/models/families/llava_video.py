@@ -130,12 +130,12 @@ class PlainModel(upstream.LlavaOnevisionForConditionalGeneration):
         return nn.functional.avg_pool2d(maps, stride).movedim(1, -1).flatten(1, 2)
 
     def _process_video_pixels(self, inputs: Any) -> list[Tensor]:
-        return [self._encode_plain(frames) for frames in inputs["pixel_values_videos"]]
+        videos = inputs["pixel_values_videos"]
+        return [self.plain_rows(self._video_pixels_to_features(self.vision_tower, frames)) for frames in videos]
 
-    def _encode_plain(self, frames: Tensor) -> Tensor:
-        """[T, 3, height, width] -> [T * N + newlines, D]."""
-        features = self._video_pixels_to_features(self.vision_tower, frames)
-        newlines = num_newlines(self.config, len(frames), compressed=False)
+    def plain_rows(self, features: Tensor) -> Tensor:
+        """[T, N, D] -> [T * N + newlines, D]."""
+        newlines = num_newlines(self.config, len(features), compressed=False)
         tokens = features.flatten(0, 1)
         if newlines == 0:
             return tokens
@@ -163,6 +163,8 @@ class Processor(LlavaProcessor, PlainProcessor):
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=ProcessingInfo, dummy_inputs=DummyInputs)
 class LlavaQwenForCausalLM(LlavaModel, PlainModel):
+    plain_rows = PlainModel.plain_rows
+
     def tokens_per_frame(self) -> int:
         return pooled_side(self.config) ** 2
 

@@ -9,26 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
-from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
-from vllm.model_executor.models.vision import run_dp_sharded_mrope_vision_model
 from vllm.multimodal.inputs import MultiModalKwargsItem
 
 from ...core.config import FlashVidConfig
 from ...core.settings import ENABLED, KEY
-from ..attention import ScoringTower, frame_attention, take_scores
 from ..full_positions import FullPositionsModel
-from ..pieces import encode_in_pieces
 from ..positions import CHANNELS, LAST_DELTA, LIMIT, append_positions
 from ..processor import FlashVidProcessor, Request, plain_video_of
 from ..separators import append_text, embed_text, take_text
 from ..upload import upload
+from .mrope_encoder import MRopeEncoder, grid_of
 
 LARGE = 10_000  # pixels of a side, more than any processor leaves
-
-
-def _grid(thw: Sequence[int], merge: int) -> tuple[int, int]:
-    """(T, N) of a video of ``thw`` patches, of which ``merge`` x ``merge`` make one token."""
-    return int(thw[0]), (int(thw[1]) // merge) * (int(thw[2]) // merge)
 
 
 class MRopeProcessor(FlashVidProcessor):
@@ -36,7 +28,7 @@ class MRopeProcessor(FlashVidProcessor):
 
     def video_grid(self, item: MultiModalKwargsItem) -> tuple[int, int]:
         merge = self.info.get_hf_config().vision_config.spatial_merge_size
-        return _grid(item["video_grid_thw"].data.tolist(), merge)
+        return grid_of(item["video_grid_thw"].data.tolist(), merge)
 
     def encoder_rows(self, item: MultiModalKwargsItem) -> Tensor:
         """A row is what is merged into one token: [T, P, 4, 3, 2, 14, 14]."""
@@ -87,7 +79,7 @@ class MRopeProcessor(FlashVidProcessor):
         return 1, self.given_grid(shortest, LARGE, LARGE)[1]
 
 
-class MRopeModel(FullPositionsModel):
+class MRopeModel(MRopeEncoder, FullPositionsModel):
     """Mixin for the family's model. What a family may have to say is in the methods without an underscore.
 
     Attributes:
@@ -107,19 +99,8 @@ class MRopeModel(FullPositionsModel):
             # out an encoder's attention
             self.scoring_block().do_not_compile = True
 
-    def encoder_attention(self) -> Any:
-        return self.scoring_block().attn.attn
-
     def visual_width(self) -> int:
         return int(self.config.vision_config.out_hidden_size)
-
-    def scoring_block(self) -> Any:
-        """The tower's last block whose attention sees whole frames."""
-        return self.visual.blocks[-1]
-
-    def raster_order(self, scores: Tensor, thw: Sequence[int]) -> Tensor:
-        """The scores [n] of one video's tokens as the last block has them, in the order of the tower's output."""
-        return scores
 
     def video_grids(self, **kwargs: Any) -> list[tuple[int, int]]:
         return [self._video_grid(thw.tolist()) for thw in kwargs["video_grid_thw"]]
@@ -131,9 +112,6 @@ class MRopeModel(FullPositionsModel):
         if "timestamps" in kwargs:
             longer["timestamps"] = [list(stamps) * times for stamps in kwargs["timestamps"]]
         return {**kwargs, **longer}
-
-    def _video_grid(self, thw: Sequence[int]) -> tuple[int, int]:
-        return _grid(thw, self.config.vision_config.spatial_merge_size)
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         if not self.flashvid_on:
@@ -187,53 +165,22 @@ class MRopeModel(FullPositionsModel):
         return image_embeds_split
 
     def _process_video_input(self, video_input: Any) -> Any:
-        if not any(self.flashvid_configs):
+        if not any(self.flashvid_configs) and not any(self.flashvid_reuses):
             return super()._process_video_input(video_input)  # type: ignore[misc]
         fields = [f for f in ("video_grid_thw", "second_per_grid_ts", "timestamps") if video_input.get(f) is not None]
+        grids = video_input["video_grid_thw"].tolist()
         out, start = [], 0
-        for index, (config, thw) in enumerate(
-            zip(self.flashvid_configs, video_input["video_grid_thw"].tolist(), strict=True)
+        for index, (config, reuse, thw) in enumerate(
+            zip(self.flashvid_configs, self.flashvid_reuses, grids, strict=True)
         ):
-            pixels = video_input["pixel_values_videos"][start : start + math.prod(thw)]
+            count = math.prod(thw) if reuse is None else len(reuse.rows) * self.visual.spatial_merge_unit
+            pixels = video_input["pixel_values_videos"][start : start + count]
             start += len(pixels)
-            features, *scores = self._encode(pixels, thw, config is not None and config.needs_attention)
+            features, *scores = self._encode(pixels, thw, config is not None and config.needs_attention, reuse)
             item = {field: SimpleNamespace(data=video_input[field][index]) for field in fields}
             scores_or_none = scores[0] if scores else None
             out.append(features if config is None else self._compress(features, scores_or_none, config, item))
         return tuple(out)
-
-    def _encode(self, pixels: Tensor, thw: Sequence[int], scored: bool) -> tuple[Tensor, ...]:
-        """Features [T * N, D] of one video, and if ``scored`` its received attention [T * N]."""
-        num_frames, n = self._video_grid(thw)
-        ranks = get_tensor_model_parallel_world_size()
-        tower = self.visual
-        if scored:
-            reduce = tensor_model_parallel_all_reduce if ranks > 1 and not self.use_data_parallel else None
-            tower = ScoringTower(tower, self.encoder_attention(), self._score, reduce, ranks)
-
-        def encode(start: int, stop: int) -> tuple[Tensor, ...]:
-            part = pixels[start * thw[1] * thw[2] : stop * thw[1] * thw[2]]
-            if self.use_data_parallel:  # a piece for each rank
-                share = math.ceil((stop - start) / ranks)
-                grids = [[min(share, stop - first), *thw[1:]] for first in range(start, stop, share)]
-                rows = torch.cat(run_dp_sharded_mrope_vision_model(tower, part, grids, rope_type="rope_3d"))
-            else:
-                rows = tower(part, [[stop - start, *thw[1:]]])
-            return take_scores(rows) if scored else (rows,)
-
-        most = self.frames_per_piece(n)
-        return encode_in_pieces(encode, num_frames, most * ranks if self.use_data_parallel else most)
-
-    def _score(self, query: Tensor, key: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
-        """Mean received attention of the patches of each output token: [n]."""
-        scores, start = [], 0
-        for thw in grids:
-            end = start + math.prod(thw)
-            patches = frame_attention(query[start:end], key[start:end], thw[0], self.flashvid_backend)
-            merged = patches.flatten().unflatten(0, (-1, self.visual.spatial_merge_unit)).mean(1)
-            scores.append(self.raster_order(merged, thw))
-            start = end
-        return torch.cat(scores)
 
     def _postprocess_video_embeds_evs(self, video_embeds_split: Any, video_input: Any) -> Any:
         if not self.flashvid_on:

@@ -8,8 +8,10 @@ from vllm.model_executor.models import qwen3_vl as upstream
 from vllm.model_executor.models import qwen3_vl_moe as upstream_moe
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from ...core.reuse import Reuse
 from ..processor import FlashVidInfo
 from .mrope import MRopeModel, MRopeProcessor
+from .mrope_rows import RowsTower, in_raster_order
 
 
 def stamped_frames(config: Any, tokenizer: Any, item: Any, per_frame: Sequence[int]) -> list[int]:
@@ -38,6 +40,9 @@ class StampedModel(MRopeModel):
     def full_layout(self, item: Any) -> list[int]:
         num_frames, n = self._video_grid(item["video_grid_thw"].data.tolist())
         return stamped_frames(self.config, self._tokenizer, item, [n] * num_frames)
+
+    def rows_tower(self, reuse: Reuse, thw: list[int]) -> RowsTower:
+        return in_raster_order(self.visual, thw, reuse)
 
 
 class ProcessingInfo(FlashVidInfo, upstream.Qwen3VLProcessingInfo):

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT
+"""A vision tower that computes some of a video's rows gives what transformers gives where the others are overwritten
+with them in every layer: a wrong key, position, window, class token or copy."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+from flashvid_vllm import FlashVidConfig
+from flashvid_vllm.models import reuse as reuse_module
+from flashvid_vllm.models.families import llava, mrope_encoder
+from flashvid_vllm.models.processor import pack_settings
+from flashvid_vllm.models.processor_cache import FIELD
+
+from ..support.families import LLAVA_ONEVISION, LLAVA_ONEVISION_CLIP, QWEN2_5_VL, QWEN3_5, QWEN3_VL, Family
+from ..support.reuse import Video, frame_reuse, noise, random_reuse, still
+
+pytestmark = pytest.mark.slow
+
+T = 5
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        *(pytest.param(family, id=family.name) for family in (QWEN3_VL, LLAVA_ONEVISION, QWEN2_5_VL)),
+        pytest.param(LLAVA_ONEVISION_CLIP, id=LLAVA_ONEVISION_CLIP.name),
+        pytest.param(QWEN3_5, id=QWEN3_5.name, marks=pytest.mark.longer("Qwen3-VL's tower")),
+    ],
+)
+def family(request: pytest.FixtureRequest) -> Family:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(family: Family, models: Callable[[Family], Path], engines: Any) -> Any:
+    llm = engines(models(family), {"retention_ratio": 0.3})
+    return llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
+
+
+@pytest.fixture
+def no_whole_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole temporal positions are computed like other rows."""
+    for module in (llava, mrope_encoder):
+        monkeypatch.setattr(module, "whole_frames", lambda *_: None)
+
+
+def assert_close(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> None:
+    """Features and scores, within a rounding or two."""
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("share", [0.15, 0.6])
+@pytest.mark.parametrize("kernel", ["computed queries", "all queries"])
+def test_as_transformers(
+    model: Any, family: Family, oracles: Callable[[Family], Any], share: float, kernel: str, monkeypatch: Any
+) -> None:
+    video, oracle = noise(model, T), oracles(family)
+    reuse = random_reuse(T, video.per_frame, share)
+    if kernel == "all queries":  # what a GPU's kernels get
+        for attention in model.attentions():
+            monkeypatch.setattr(attention, "attn_backend", AttentionBackendEnum.FLASH_ATTN)
+    assert 0 < len(reuse.rows) < len(reuse.source)
+    assert_close(video.encoded(reuse), video.expected(oracle, reuse))
+
+
+def test_whole_positions(model: Any, family: Family, oracles: Callable[[Family], Any], monkeypatch: Any) -> None:
+    """Of any tower, in pieces of whatever length: it runs on the computed ones alone."""
+    video, reuse = noise(model, T), frame_reuse([3, 1, 1, 3, 3], noise(model, 1).per_frame)
+    monkeypatch.setattr(model, "frames_per_piece", lambda n: 1)
+    monkeypatch.setattr(type(model), "refuse_rows", None)
+    assert_close(video.encoded(reuse), video.expected(oracles(family), reuse))
+
+
+def test_all_rows_are_no_reuse(model: Any) -> None:
+    video = noise(model, T)
+    everything = frame_reuse(list(range(T)), video.per_frame)
+    assert all(map(torch.equal, video.encoded(everything), video.encoded()))
+
+
+def test_all_rows_one_by_one(model: Any, no_whole_frames: None) -> None:
+    video = noise(model, T)
+    assert_close(video.encoded(frame_reuse(list(range(T)), video.per_frame)), video.encoded())
+
+
+def test_a_still_video(model: Any, no_whole_frames: None) -> None:
+    """From one frame's rows, in whichever frame they are."""
+    video = still(model, T)
+    for reuse in (frame_reuse([0] * T, video.per_frame), random_reuse(T, video.per_frame, 0)):
+        assert len(reuse.rows) == video.per_frame
+        assert_close(video.encoded(reuse), video.encoded())
+
+
+def test_pieces(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long video's pieces get their part of its rows; one that needs another's is no piece."""
+    video = noise(model, 2 * T)
+    halves = [random_reuse(T, video.per_frame, 0.3, seed) for seed in (1, 2)]
+    shift = T * video.per_frame
+    reuse = reuse_module.Reuse(
+        torch.cat([halves[0].rows, halves[1].rows + shift]),
+        torch.cat([halves[0].source, halves[1].source + len(halves[0].rows)]),
+    )
+    whole = video.encoded(reuse)
+    monkeypatch.setattr(model, "frames_per_piece", lambda n: T)
+    assert_close(video.encoded(reuse), whole)
+    monkeypatch.setattr(model, "frames_per_piece", lambda n: T - 1)
+    with pytest.raises(ValueError, match="0 to 4 go through the encoder by themselves"):
+        video.encoded(reuse)
+
+
+def test_videos_of_one_step(model: Any) -> None:
+    """Several with rows of their own, one of which is to stay whole: each is what it is alone, and as without reuse
+    where nothing moves."""
+    videos = [still(model, T), still(model, T + 1)]
+    reuses = [random_reuse(v.num_frames, v.per_frame, share) for v, share in zip(videos, (0.2, 0.5), strict=True)]
+    configs = [FlashVidConfig(retention_ratio=1.0), FlashVidConfig(retention_ratio=0.2, selection="diversity")]
+    rows = [pack_settings(config)[None] for config in configs]
+
+    def embed(videos: list[Video], reuses: list[Any], rows: list[torch.Tensor]) -> Any:
+        fields = [video.fields(reuse) for video, reuse in zip(videos, reuses, strict=True)]
+        joined: dict[str, Any] = {FIELD: torch.cat(rows)}
+        for name in fields[0]:
+            values = [field[name] for field in fields]
+            lists = isinstance(values[0], list)
+            joined[name] = [x for value in values for x in value] if lists else torch.cat(values)
+        with torch.inference_mode():
+            return model.embed_multimodal(**joined)
+
+    together = embed(videos, reuses, rows)
+    alone = [embed([v], [reuse], [row])[0] for v, reuse, row in zip(videos, reuses, rows, strict=True)]
+    assert all(map(torch.equal, together, alone))
+    assert len(together[0]) > 0.9 * T * model.video_grids(**videos[0].fields(None))[0][1]
+    assert_close(tuple(together[:1]), tuple(embed(videos[:1], [None], rows[:1])))
+    assert model.video_grids(**videos[0].fields(reuses[0])) == model.video_grids(**videos[0].fields(None))
+
+
+def test_who_computes_no_single_rows_says_so(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.refuse_rows()
+    attention = model.attentions()[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(attention, "attn_backend", AttentionBackendEnum.FLASHINFER)
+        with pytest.raises(ValueError, match="FlashInfer"):
+            model.refuse_rows()
+    with monkeypatch.context() as patch:
+        patch.setattr(attention, "fp8_enabled", True)
+        with pytest.raises(ValueError, match="fp8"):
+            model.refuse_rows()
+    if hasattr(model, "visual"):
+        with monkeypatch.context() as patch:
+            patch.setattr(model.visual.blocks[0], "do_not_compile", False)
+            with pytest.raises(ValueError, match="compile_mm_encoder"):
+                model.refuse_rows()
+    video = noise(model, T)
+    monkeypatch.setattr(model, "attentions", lambda: [torch.nn.Identity()])
+    with pytest.raises(ValueError, match="Identity"):
+        video.encoded(random_reuse(T, video.per_frame, 0.3))
