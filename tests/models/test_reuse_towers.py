@@ -2,6 +2,7 @@
 """A vision tower that computes some of a video's rows gives what transformers gives where the others are overwritten
 with them in every layer: a wrong key, position, window, class token or copy."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ pytest.importorskip("vllm")
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from flashvid_vllm import FlashVidConfig
-from flashvid_vllm.models import reuse as reuse_module
+from flashvid_vllm.core.reuse import Reuse
 from flashvid_vllm.models.families import llava, mrope_encoder
 from flashvid_vllm.models.processor import pack_settings
 from flashvid_vllm.models.processor_cache import FIELD
@@ -104,7 +105,7 @@ def test_pieces(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     video = noise(model, 2 * T)
     halves = [random_reuse(T, video.per_frame, 0.3, seed) for seed in (1, 2)]
     shift = T * video.per_frame
-    reuse = reuse_module.Reuse(
+    reuse = Reuse(
         torch.cat([halves[0].rows, halves[1].rows + shift]),
         torch.cat([halves[0].source, halves[1].source + len(halves[0].rows)]),
     )
@@ -162,3 +163,34 @@ def test_who_computes_no_single_rows_says_so(model: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(model, "attentions", lambda: [torch.nn.Identity()])
     with pytest.raises(ValueError, match="Identity"):
         video.encoded(random_reuse(T, video.per_frame, 0.3))
+
+
+@pytest.mark.parametrize("num_frames", [2 * T, 4])
+def test_a_piece_for_each_rank(family: Family, model: Any, num_frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three ranks that share the encoder by videos, one after the other in this process; the last one's piece is
+    shorter, or there is none: every rank's rows in their place."""
+    if family.kind.startswith("llava"):
+        pytest.skip("vLLM shares LLaVA's encoder by heads only")
+    share = -(-num_frames // 3)
+    video = noise(model, num_frames)
+    parts, computed = [], 0
+    for start in range(0, num_frames, share):
+        own = random_reuse(min(share, num_frames - start), video.per_frame, 0.1 + 0.1 * start, start)
+        parts.append((own.rows + start * video.per_frame, own.source + computed))
+        computed += len(own.rows)
+    reuse = Reuse(*(torch.cat(tables) for tables in zip(*parts, strict=True)))
+    whole = video.encoded(reuse)
+    shares: dict[int, torch.Tensor] = {}
+
+    def gather(rank: int, own: torch.Tensor, dim: int) -> torch.Tensor:
+        shares[rank] = own
+        return torch.cat([shares.get(r, torch.zeros_like(own)) for r in range(3)], dim)
+
+    monkeypatch.setattr(model, "use_data_parallel", True)
+    monkeypatch.setattr(mrope_encoder, "get_tensor_model_parallel_world_size", lambda: 3)
+    for rank in range(3):
+        monkeypatch.setattr(mrope_encoder, "get_tensor_model_parallel_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(mrope_encoder, "tensor_model_parallel_all_gather", functools.partial(gather, rank))
+        found = video.encoded(reuse)
+    assert_close(found, whole)
+    assert len({own.shape for own in shares.values()}) == 1
