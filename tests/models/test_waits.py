@@ -10,16 +10,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from flashvid_vllm import CompressedVideo, FlashVidConfig, compress
+from flashvid_vllm.core.reuse import Reuse
 from flashvid_vllm.models import attention
+from flashvid_vllm.models import reuse as reuse_module
 from flashvid_vllm.models import upload as upload_module
-from flashvid_vllm.models.families import llava, mrope, qwen2_5_vl
+from flashvid_vllm.models.families import llava, llava_rows, mrope, mrope_rows, qwen2_5_vl
 from flashvid_vllm.models.positions import LAST_DELTA, Span, compress_positions
 
 from ..support.device import DEVICE, Device, OnDevice, Waits, held
 from ..support.engine import Engines
 from ..support.families import LLAVA_ONEVISION_ORIGINAL, QWEN2_5_VL, QWEN3_5, QWEN3_VL, Family
+from ..support.reuse import Video, noise, random_reuse
 
 pytestmark = pytest.mark.slow
 
@@ -101,6 +105,50 @@ def test_positions_of_a_chunk(model: Any) -> None:
     assert torch.equal(held(found), expected)
     assert torch.equal(held(embeddings[0]), rows[:-5, : model.embedding_width()])
     assert int((positions < 0).sum()) > int((expected < 0).sum()) > 0
+
+
+def test_rows_that_others_stand_for(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the encoder is given to compute some rows alone, and what is gathered around its attention, as a GPU's
+    kernels get it. The layers between are vLLM's."""
+    for module in (reuse_module, llava_rows, mrope_rows):
+        monkeypatch.setattr(module, "upload", uploaded)
+    attention = model.attentions()[-1]
+    monkeypatch.setattr(attention, "attn_backend", AttentionBackendEnum.FLASH_ATTN)
+    monkeypatch.setattr(attention, "forward", lambda q, k, v, **_: q * k.flip(1) + v)
+    video = noise(model, T)
+    reuse = random_reuse(T, video.per_frame, 0.3)
+    expected = given_to_the_layers(model, video, reuse, torch.device("cpu"), lambda x: x)
+    with Device():
+        found = given_to_the_layers(model, video, reuse, DEVICE, OnDevice)
+        assert all(torch.equal(held(x), y) for x, y in zip(found, expected, strict=True))
+
+
+def given_to_the_layers(
+    model: Any, video: Video, reuse: Reuse, device: torch.device, wrap: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Embedded patches or tables of positions; what comes out of attention; all rows' queries."""
+    given: list[Tensor] = []
+    size = len(reuse.rows), 2
+    rows: Any
+    tower: Any
+    if hasattr(model, "visual"):
+        tables = {n: x for n, x in model.visual.prepare_encoder_metadata([list(GRID)]).items() if x is not None}
+        tower = SimpleNamespace(device=device, out_hidden_size=1, spatial_merge_unit=4)
+        tower.prepare_encoder_metadata = lambda _: {name: wrap(table) for name, table in tables.items()}
+        tower.get_rope_by_thw = getattr(model.visual, "get_rope_by_thw", None)
+        make = mrope_rows.in_window_order if tower.get_rope_by_thw else mrope_rows.in_raster_order
+        rows = make(tower, list(GRID), reuse)
+        given += [rows._metadata[name] for name in sorted(rows._metadata)]
+        size = len(reuse.rows) * 4, 2
+    else:
+        tower = SimpleNamespace(device=device, vision_model=model.vision_tower.vision_model)
+        rows = llava_rows.RowsTower(tower, reuse, T)
+        given.append(rows._embed(wrap(video.computed(reuse))))
+    query, key, value = (wrap(torch.randn(1, *size, generator=torch.Generator().manual_seed(i))) for i in range(3))
+    attention, per_unit = model.attentions()[-1], 4 if hasattr(model, "visual") else 1
+    with reuse_module.attending_to_all([attention], rows._inside, rows._tables, per_unit, T):
+        given.append(attention(query, key, value))
+    return [*given, rows.gather(query[0])]
 
 
 @pytest.mark.parametrize(
