@@ -2,7 +2,7 @@
 """A processed video without the pixels that its encoder will not look at.
 
 What is chosen and what it stands for (``core.reuse.Reuse``) goes to the model in two fields beside the pixels, on the
-CPU: ``ROWS`` [M] and ``SOURCE`` [T * P], int32. The pixels of a video that has them are those of its M rows, in the
+CPU: ``ROWS`` [M] and ``SOURCE`` [T * P], int64. The pixels of a video that has them are those of its M rows, in the
 order of ``ROWS``: for Qwen [M * 4, C * 2 * 14 * 14], as the processor has patches, for LLaVA patches [M, 3, p, p]
 instead of frames [T, 3, H, W].
 """
@@ -87,8 +87,8 @@ def encode_less(
         {
             **item,
             PIXELS: MultiModalFieldElem(data=pixels, field=given.field),
-            ROWS: MultiModalFieldElem(data=reuse.rows.int(), field=cpu),
-            SOURCE: MultiModalFieldElem(data=reuse.source.int(), field=cpu),
+            ROWS: MultiModalFieldElem(data=reuse.rows, field=cpu),
+            SOURCE: MultiModalFieldElem(data=reuse.source, field=cpu),
         }
     )
 

@@ -28,7 +28,7 @@ from .upload import upload
 def take_reuses(kwargs: dict[str, Any]) -> list[Reuse]:
     """The fields of each video, taken out of the arguments of `embed_multimodal`; empty where there are none."""
     rows, source = kwargs.pop(ROWS, None), kwargs.pop(SOURCE, None)
-    return [] if rows is None else [Reuse(r.long(), s.long()) for r, s in zip(rows, source, strict=True)]
+    return [] if rows is None else [Reuse(*tables) for tables in zip(rows, source, strict=True)]
 
 
 def part(reuse: Reuse, per_frame: int, start: int, stop: int) -> tuple[slice, Reuse]:
