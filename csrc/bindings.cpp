@@ -99,9 +99,9 @@ PYBIND11_MODULE(_native, module) {
   }, release);
   module.def("choose_rows", [](Pointer levels, int64_t places, int64_t channels, const std::vector<int64_t>& ends,
                                const std::vector<int64_t>& least, const std::vector<int64_t>& most, int64_t longest,
-                               int64_t num_rows, int64_t unexplained, Pointer position, int threads) {
+                               int64_t num_rows, int64_t unexplained, int64_t farthest, Pointer position, int threads) {
     choose_rows(at<const uint8_t>(levels), places, channels, {ends, least, most, longest}, num_rows, unexplained,
-                at<int64_t>(position), threads);
+                farthest, at<int64_t>(position), threads);
   }, release);
   using Strides = std::vector<int64_t>;
   module.def("received_attention", [](Pointer query, const Strides& query_strides, Pointer key,

@@ -73,6 +73,6 @@ struct Blocks {
 };
 // levels [T, places, channels]; num_rows below 0: as many as leave at most `unexplained`.
 void choose_rows(const uint8_t* levels, int64_t places, int64_t channels, const Blocks& video, int64_t num_rows,
-                 int64_t unexplained, int64_t* position, int threads);
+                 int64_t unexplained, int64_t farthest, int64_t* position, int threads);
 
 }  // namespace flashvid

@@ -13,6 +13,7 @@ namespace flashvid {
 namespace {
 
 constexpr int64_t kFar = int64_t{1} << 60;
+constexpr int64_t kTooFar = int64_t{1} << 32;  // added to a distance beyond `farthest`
 
 // The sum of absolute differences.
 int64_t distance(const uint8_t* x, const uint8_t* y, int64_t n) {
@@ -44,11 +45,13 @@ class Column {
         begin_((most + 1) * (length + 1)) {}
 
   // Distances of the column, and of each range the position that stands for it.
-  void load(const Block& block, const uint32_t* near, const int64_t* mean, int64_t places, int64_t place) {
+  void load(const Block& block, const uint32_t* near, const int64_t* mean, int64_t places, int64_t place,
+            int64_t farthest) {
     reach_ = block.reach;
     length_ = block.length;
     for (int64_t i = 0; i < reach_ * length_; ++i) {
-      near_[i] = near[block.near + i * places + place];
+      const int64_t d = near[block.near + i * places + place];
+      near_[i] = d + (d > farthest ? kTooFar : 0);
       far_[i] = near_[i] + mean[block.mean + i];
     }
     for (int64_t a = 0; a < length_; ++a) {
@@ -169,7 +172,7 @@ void add_steps(const int64_t* costs, int64_t least, int64_t most, int64_t column
 }  // namespace
 
 void choose_rows(const uint8_t* levels, int64_t places, int64_t channels, const Blocks& video, int64_t num_rows,
-                 int64_t unexplained, int64_t* position, int threads) {
+                 int64_t unexplained, int64_t farthest, int64_t* position, int threads) {
   std::vector<Block> blocks;
   int64_t near_size = 0, mean_size = 0, reach = 1, length = 1, most = 1, first = 0;
   std::vector<int64_t> values{0};  // where the costs of each column begin
@@ -218,7 +221,7 @@ void choose_rows(const uint8_t* levels, int64_t places, int64_t channels, const 
     const Block& block = blocks[static_cast<size_t>(column / places)];
     Column& work = workspace[static_cast<size_t>(thread)];
     const size_t at = static_cast<size_t>(values[static_cast<size_t>(column)]);
-    work.load(block, near.data(), mean.data(), places, column % places);
+    work.load(block, near.data(), mean.data(), places, column % places, farthest);
     work.measure(block.least, block.most, costs.data() + at, distances.data() + at);
   });
 
@@ -249,7 +252,7 @@ void choose_rows(const uint8_t* levels, int64_t places, int64_t channels, const 
   parallel_for(columns, threads, [&](int64_t column, int thread) {
     const Block& block = blocks[static_cast<size_t>(column / places)];
     Column& work = workspace[static_cast<size_t>(thread)];
-    work.load(block, near.data(), mean.data(), places, column % places);
+    work.load(block, near.data(), mean.data(), places, column % places, farthest);
     work.cut(rows[static_cast<size_t>(column)], block.first, position + block.first * places + column % places, places);
   });
 }

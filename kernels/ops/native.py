@@ -198,6 +198,7 @@ def choose_rows(
     most: list[int],
     num_rows: int | None,
     unexplained: int,
+    farthest: int,
 ) -> Tensor:
     """What ``flashvid_vllm.ops.reuse`` defines, from what it has derived."""
     t, places, channels = levels.shape
@@ -212,6 +213,7 @@ def choose_rows(
         longest,
         -1 if num_rows is None else num_rows,
         unexplained,
+        farthest,
         position.data_ptr(),
         torch.get_num_threads(),
     )

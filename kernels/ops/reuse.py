@@ -30,11 +30,15 @@ from torch import Tensor
 from . import check_tensor, native
 
 Ints = NDArray[np.int64]
-UNEXPLAINED = 3  # levels: with num_rows None, the mean distance of all pixels to what stands for them
+# with num_rows None, in levels: the mean distance of all pixels to what stands for them, and that of a row's; the mean
+# alone would leave out what is small and short, an event
+UNEXPLAINED = 3
+FARTHEST = 16
 _SHORTEST_LIMIT = 16  # of `longest`: what the time of the choice grows with
 _OPEN_LIMIT = 32  # the same where the number of rows is open
 _MOST_TIMES = 8  # the rows of a column are at most so many times what a column has in the mean
 _FAR = 1 << 60
+_TOO_FAR = 1 << 32  # added to a distance beyond FARTHEST, which no sum of distances reaches
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def choose_rows(levels: Tensor, blocks: Sequence[int], num_rows: int | None, bac
         levels: [T, P, C] uint8 on the CPU, the pixels of the P rows of T temporal positions.
         blocks: the first position of each block, ascending from 0: a row is never copied from another block.
         num_rows: rows that stand for themselves, from P times the number of blocks to T * P; None: as few as leave
-            ``UNEXPLAINED`` levels.
+            ``UNEXPLAINED`` levels in the mean, and of no row more than ``FARTHEST``.
         backend: "native", "torch" (the reference, in this file) or "auto": native where it is built.
 
     Returns:
@@ -72,8 +76,13 @@ def choose_rows(levels: Tensor, blocks: Sequence[int], num_rows: int | None, bac
     limits = _limits(sizes["T"], sizes["P"], blocks, num_rows)
     if backend == "torch" or (backend == "auto" and native.MISSING):
         return torch.from_numpy(_reference(levels.numpy().astype(np.int64), limits, num_rows))
-    unexplained = UNEXPLAINED * levels.numel()
-    return native.choose_rows(levels, limits.ends, limits.longest, limits.least, limits.most, num_rows, unexplained)
+    unexplained, farthest = UNEXPLAINED * levels.numel(), _farthest(sizes["C"], num_rows)
+    sizes_of_ranges = (limits.longest, limits.least, limits.most)
+    return native.choose_rows(levels, limits.ends, *sizes_of_ranges, num_rows, unexplained, farthest)
+
+
+def _farthest(channels: int, num_rows: int | None) -> int:
+    return FARTHEST * channels if num_rows is None else _FAR
 
 
 def _limits(num_frames: int, places: int, blocks: Sequence[int], num_rows: int | None) -> _Limits:
@@ -105,7 +114,8 @@ def _reference(levels: Ints, limits: _Limits, num_rows: int | None) -> Ints:
     columns: list[_Block] = []
     start = 0
     for end, least, most in zip(limits.ends, limits.least, limits.most, strict=True):
-        columns.append(_Block(levels[start:end], limits.longest, least, most))
+        farthest = _farthest(levels.shape[2], num_rows)
+        columns.append(_Block(levels[start:end], limits.longest, least, most, farthest))
         start = end
     rows = _share(columns, num_rows, UNEXPLAINED * levels.size)
     position, start = np.empty(levels.shape[:2], dtype=np.int64), 0
@@ -124,14 +134,16 @@ class _Block:
         least: the first K of these that can be.
     """
 
-    def __init__(self, levels: Ints, longest: int, least: int, most: int) -> None:
+    def __init__(self, levels: Ints, longest: int, least: int, most: int, farthest: int) -> None:
         self.least = least
         t, places = levels.shape[:2]
         n = min(longest, t)
         near = np.zeros((n, t, places), dtype=np.int64)  # of position i and the one k further: near[k, i]
         for k in range(1, n):
             near[k, : t - k] = np.abs(levels[k:] - levels[:-k]).sum(-1)
-        penalised = near + near.sum(-1, keepdims=True) // places
+        mean = near.sum(-1, keepdims=True) // places
+        near += _TOO_FAR * (near > farthest)
+        penalised = near + mean
         # of the ranges that begin at a and have e + 1 positions: who stands for them, sums of D and d
         self._middle = np.zeros((t, n, places), dtype=np.int64)
         cost, distance = np.full((2, t, n, places), _FAR, dtype=np.int64)
