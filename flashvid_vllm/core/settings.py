@@ -30,8 +30,9 @@ METHOD = "method"
 POSITIONS = "positions"
 CONSECUTIVE, ORIGINAL = "consecutive", "original"
 MAX_VIDEO_TOKENS = "max_video_tokens"
-# beside a server's settings, from its start and not from anybody: ranks that share what an encoder gets in one call
-ENCODER_SHARES = "encoder_shares"
+# beside a server's settings, from its start and not from anybody: ranks that share what an encoder gets in one call,
+# and why it cannot compute single rows, if so
+ENCODER_SHARES, ENCODER_WHOLE = "encoder_shares", "encoder_whole"
 SERVER_KEYS = (*CONFIG_KEYS, ENABLED, REQUEST_OVERRIDES, POSITIONS, MAX_VIDEO_TOKENS)
 SERVER_ONLY = {
     BACKEND: "the backend",

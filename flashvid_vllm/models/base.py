@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
-from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.utils import group_and_batch_mm_kwargs
 from vllm.platforms import current_platform
@@ -161,7 +161,7 @@ class FlashVidModel:
 
 def _metrics(vllm_config: VllmConfig, server: Mapping[str, Any]) -> counting.Counter | None:
     """The metrics of this worker, if it is the first of those that share its videos."""
-    if get_tensor_model_parallel_rank() != 0:
+    if get_tensor_model_parallel_rank() != 0 or not get_pp_group().is_first_rank:
         return None
     config = resolve({**server, ENABLED: True}, None, FAMILIES[vllm_config.model_config.architecture].preset)
     assert config is not None

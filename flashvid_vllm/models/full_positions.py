@@ -7,15 +7,46 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+from vllm.config import VllmConfig
 from vllm.multimodal.inputs import PlaceholderRange
+from vllm.sequence import IntermediateTensors
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
+from . import stages
 from .base import FlashVidModel
 from .positions import LAST_DELTA, Span, compress_positions, delta_of, fill_positions
 
 
 class FullPositionsModel(FlashVidModel):
-    """Mixin for models that M-RoPE tells where a token is. What a family says is in the methods without underscore."""
+    """Mixin for models that M-RoPE tells where a token is. What a family says is in the methods without underscore.
+
+    Attributes:
+        flashvid_staged: whether the stages of a pipeline hand on positions (see ``stages``).
+    """
+
+    make_empty_intermediate_tensors: Any
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        several = vllm_config.parallel_config.pipeline_parallel_size > 1
+        self.flashvid_staged = self.flashvid_on and several and vllm_config.model_config.uses_mrope
+        if self.flashvid_staged:
+            self.make_empty_intermediate_tensors = stages.with_room(self.make_empty_intermediate_tensors)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if self.flashvid_staged and intermediate_tensors is not None:
+            intermediate_tensors = stages.receive(intermediate_tensors, positions)
+        output = super().forward(  # type: ignore[misc]
+            input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds, **kwargs
+        )
+        return stages.hand_on(output, positions) if self.flashvid_staged else output
 
     def full_layout(self, item: Any) -> list[int]:
         """Ids of an uncompressed video, separators included."""

@@ -35,6 +35,7 @@ from ..core.config import ENCODER_SETTINGS, FlashVidConfig
 from ..core.settings import (
     ENABLED,
     ENCODER_SHARES,
+    ENCODER_WHOLE,
     KEY,
     MAX_VIDEO_TOKENS,
     ORIGINAL,
@@ -47,6 +48,7 @@ from ..core.settings import (
 from . import FAMILIES, pieces
 from .encode_less import PixelScale, encode_less, name_of_pixels
 from .processor_cache import add_ours, known_updates, name_of
+from .reuse import refuse_rows
 
 # On what vLLM measures memory with: encode and compress the longest video as well.
 MEASURE = "flashvid_measure"
@@ -85,6 +87,7 @@ class FlashVidInfo:
 
     flashvid_server: dict[str, Any] | None = None
     flashvid_shares = 1  # ranks that share a piece of a video
+    flashvid_whole: str | None = None  # why the encoder takes whole temporal positions alone
 
     def __init__(self, ctx: InputProcessingContext) -> None:
         config = ctx.model_config.multimodal_config
@@ -92,6 +95,7 @@ class FlashVidInfo:
         if settings is not None:
             settings = dict(settings)
             self.flashvid_shares = settings.pop(ENCODER_SHARES, 1)
+            self.flashvid_whole = settings.pop(ENCODER_WHOLE, None)
             self.flashvid_server = check_server(settings)
             ctx = _ContextWithoutOurKey(ctx.model_config, ctx.tokenizer)
         super().__init__(ctx)  # type: ignore[call-arg]
@@ -217,6 +221,7 @@ class FlashVidProcessor:
             part = request_part(kwargs)
             config = None if part is _PLAIN else self.flashvid_config(part)
             _refuse_embeddings(inputs.mm_data_items, config)
+            refuse_rows(self.info.flashvid_whole, config)
             kwargs[KEY] = config
             inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
         return super().apply(inputs, timing_ctx)  # type: ignore[misc]

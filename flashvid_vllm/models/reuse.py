@@ -16,13 +16,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention.mm_encoder_attention import MMEncoderAttention
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
+from ..core.config import FlashVidConfig
 from ..core.reuse import Reuse
 from .encode_less import ROWS, SOURCE
 from .upload import upload
+
+COMPILED = "its blocks are compiled, and attend to what they were traced with: leave compile_mm_encoder out"
+QUANTISED = "its attention is quantised to what all rows hold: leave mm_encoder_attn_dtype='fp8' out"
+FLASHINFER = "FlashInfer wants keys and values in one table: choose another --mm-encoder-attn-backend"
 
 
 def take_reuses(kwargs: dict[str, Any]) -> list[Reuse]:
@@ -77,15 +83,34 @@ def why_not(attentions: Iterable[Any], compiled: bool) -> str | None:
         compiled: whether torch.compile has traced what is around them.
     """
     if compiled:
-        return "its blocks are compiled, and attend to what they were traced with: leave compile_mm_encoder out"
+        return COMPILED
     for attention in attentions:
         if not isinstance(attention, MMEncoderAttention):
             return f"its attention is vLLM's {type(attention).__name__}, of which nobody knows where its keys come from"
         if attention.fp8_enabled:
-            return "its attention is quantised to what all rows hold: leave mm_encoder_attn_dtype='fp8' out"
+            return QUANTISED
         if attention.attn_backend == AttentionBackendEnum.FLASHINFER:
-            return "FlashInfer wants keys and values in one table: choose another --mm-encoder-attn-backend"
+            return FLASHINFER
     return None
+
+
+def why_not_served(config: VllmConfig) -> str | None:
+    """The same by the options of a server, before there is a tower."""
+    multimodal = config.model_config.multimodal_config
+    if config.compilation_config.compile_mm_encoder:
+        return COMPILED
+    if multimodal.mm_encoder_attn_dtype == "fp8":
+        return QUANTISED
+    return FLASHINFER if multimodal.mm_encoder_attn_backend == AttentionBackendEnum.FLASHINFER else None
+
+
+def refuse_rows(reason: str | None, config: FlashVidConfig | None) -> None:
+    """ValueError if ``config`` asks for single rows of a tower that cannot compute them for ``reason``."""
+    if reason is not None and config is not None and config.encodes_less and config.encoder_reuse == "tokens":
+        raise ValueError(
+            f"encoder_ratio={config.encoder_ratio!r}: this server's vision encoder cannot compute some of a video's "
+            f'tokens alone: {reason}; or set encoder_reuse to "frames"'
+        )
 
 
 @contextmanager

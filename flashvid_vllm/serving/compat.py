@@ -13,7 +13,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..core.settings import ENCODER_SHARES, KEY, MAX_VIDEO_TOKENS, check_request, check_server, describe, request_part
+from ..core.settings import (
+    ENABLED,
+    ENCODER_SHARES,
+    ENCODER_WHOLE,
+    KEY,
+    MAX_VIDEO_TOKENS,
+    check_request,
+    check_server,
+    describe,
+    request_part,
+    resolve,
+)
 from ..models import FAMILIES, counting, rope, supported
 from ..models.positions import LAST_DELTA
 from . import cli, config_file, cpu, metrics
@@ -222,11 +233,6 @@ def _refuse_unsupported(config: Any) -> None:
     _check_backend(config.model_config.multimodal_config.mm_processor_kwargs[KEY])
     refused = [
         (
-            config.parallel_config.pipeline_parallel_size > 1,
-            f"pipeline_parallel_size={config.parallel_config.pipeline_parallel_size}: only the first "
-            "stage learns the positions of the kept tokens; use tensor parallelism",
-        ),
-        (
             config.ec_transfer_config is not None,
             "an external encoder cache (--ec-transfer-config): it would share compressed videos with "
             "engines that do not expect them",
@@ -240,6 +246,11 @@ def _refuse_unsupported(config: Any) -> None:
             bool(envs.VLLM_USE_RUST_FRONTEND),
             "the Rust frontend (VLLM_USE_RUST_FRONTEND=1): it counts placeholders without this plugin; "
             "use the Python one",
+        ),
+        (
+            bool(config.compilation_config.cudagraph_mm_encoder),
+            "CUDA graphs of the encoder (compilation_config.cudagraph_mm_encoder): vLLM would record them and use none "
+            "where videos are compressed; leave it out",
         ),
     ]
     for is_set, what in refused:
@@ -282,11 +293,16 @@ def _check_backend(settings: Mapping[str, Any]) -> None:
 def _set_longest_video(config: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings with how large a video may be, and who shares one, put where every process finds them."""
     from ..models.pieces import longest_video
+    from ..models.reuse import refuse_rows, why_not_served
 
     settings = {**settings, MAX_VIDEO_TOKENS: longest_video(config, settings)}
     multimodal = config.model_config.multimodal_config
     if multimodal.mm_encoder_tp_mode == "data":
         settings[ENCODER_SHARES] = config.parallel_config.tensor_parallel_size
+    if (reason := why_not_served(config)) is not None:
+        server = resolve({**settings, ENABLED: True}, None, FAMILIES[config.model_config.architecture].preset)
+        refuse_rows(reason, server)
+        settings[ENCODER_WHOLE] = reason
     multimodal.mm_processor_kwargs = {**multimodal.mm_processor_kwargs, KEY: settings}
     return settings
 

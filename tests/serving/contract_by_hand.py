@@ -8,16 +8,19 @@ not). What is left goes here; a name in READ that our sources do not contain is 
 
 # Attributes that we read or set where no type says whose they are: class or module -> names.
 READ = {
+    "vllm.config.CompilationConfig": "compile_mm_encoder cudagraph_mm_encoder",
     "vllm.config.LoRAConfig": "enable_tower_connector_lora",
     "vllm.config.ModelConfig": "architecture dtype model multimodal_config",
     "vllm.config.MultiModalConfig": (
-        "get_limit_per_prompt is_multimodal_pruning_enabled limit_per_prompt mm_encoder_tp_mode mm_processor_kwargs"
+        "get_limit_per_prompt is_multimodal_pruning_enabled limit_per_prompt mm_encoder_attn_backend "
+        "mm_encoder_attn_dtype mm_encoder_tp_mode mm_processor_kwargs"
     ),
     "vllm.config.ParallelConfig": "pipeline_parallel_size tensor_parallel_size worker_cls",
-    "vllm.config.VllmConfig": "ec_transfer_config lora_config model_config parallel_config",
+    "vllm.config.VllmConfig": "compilation_config ec_transfer_config lora_config model_config parallel_config",
     "vllm.engine.arg_utils.EngineArgs": (
         "_api_process_count _api_process_rank add_cli_args create_engine_config mm_processor_kwargs video_pruning_rate"
     ),
+    "vllm.distributed.parallel_state.GroupCoordinator": "is_first_rank",
     "vllm.entrypoints.pooling.base.serving": "validate_request_mm_kwargs",
     "vllm.lora.layers.VocabParallelEmbeddingWithLoRA": "base_layer",
     "vllm.model_executor.layers.attention.mm_encoder_attention.MMEncoderAttention": (
@@ -55,6 +58,7 @@ READ = {
     "vllm.multimodal.processing.processor.MultiModalProcessingResult": "hashes kwargs prompt_updates",
     "vllm.multimodal.processing.processor.ResolvedPromptUpdate": "content",
     "vllm.v1.worker.cpu_worker.CPUWorker": "model_runner",
+    "vllm.v1.worker.gpu_model_runner.GPUModelRunner": "intermediate_tensors max_num_tokens",
 }
 
 # Definitions by which vLLM finds us, or decides what it knows of our classes.
@@ -72,10 +76,11 @@ USED_IN = {
     "vllm.v1.worker.cpu_model_runner": "is_multimodal_pruning_enabled",
     "vllm.v1.worker.gpu.mm.encoder_runner": "embed_input_ids embed_multimodal",
     "vllm.v1.worker.gpu.mm.rope": "get_mrope_input_positions",
+    "vllm.v1.worker.gpu.model_runner": "make_empty_intermediate_tensors",
     "vllm.v1.worker.gpu.model_states.mm_pruning": "is_multimodal_pruning_enabled recompute_mrope_positions",
     "vllm.v1.worker.gpu_model_runner": (
         "embed_input_ids embed_multimodal get_mrope_input_positions is_multimodal_pruning_enabled "
-        "recompute_mrope_positions requires_sequential_video_encoding"
+        "make_empty_intermediate_tensors recompute_mrope_positions requires_sequential_video_encoding"
     ),
 }
 

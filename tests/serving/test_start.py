@@ -11,8 +11,9 @@ import torch
 
 pytest.importorskip("vllm")
 
-from flashvid_vllm import engine_args
+from flashvid_vllm import FlashVidConfig, engine_args
 from flashvid_vllm.models import FAMILIES
+from flashvid_vllm.models.reuse import QUANTISED, refuse_rows
 
 from ..support.engine import prepare_process
 
@@ -60,9 +61,22 @@ def test_other_pruning(sharp_model: Path) -> None:
     assert "video_pruning_rate=0.5" in refusal(sharp_model, **options)
 
 
-def test_pipeline_parallelism(sharp_model: Path) -> None:
-    options = {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}
-    assert "pipeline_parallel_size=2" in refusal(sharp_model, **engine_args(), **options)
+def test_cuda_graphs_of_the_encoder(sharp_model: Path) -> None:
+    options = {"compilation_config": {"cudagraph_mm_encoder": True}}
+    assert "compilation_config.cudagraph_mm_encoder" in refusal(sharp_model, **engine_args(), **options)
+
+
+def test_single_rows_of_a_compiled_encoder(sharp_model: Path) -> None:
+    """Of a server that does not ask for them a request is told the same: in the engine it would be everybody's end."""
+    options = {"compilation_config": {"compile_mm_encoder": True}}
+    said = refusal(sharp_model, **engine_args(encoder_ratio=0.5), **options)
+    assert "encoder_ratio=0.5: this server's vision encoder cannot compute some" in said
+    assert "its blocks are compiled" in said
+    with pytest.raises(ValueError, match="quantised"):
+        refuse_rows(QUANTISED, FlashVidConfig(encoder_ratio="auto"))
+    refuse_rows(QUANTISED, FlashVidConfig(encoder_ratio=0.5, encoder_reuse="frames"))
+    refuse_rows(QUANTISED, FlashVidConfig())
+    refuse_rows(None, FlashVidConfig(encoder_ratio=0.5))
 
 
 def test_the_rust_frontend(sharp_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
