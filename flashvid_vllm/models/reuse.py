@@ -26,10 +26,6 @@ from ..core.reuse import Reuse
 from .encode_less import ROWS, SOURCE
 from .upload import upload
 
-COMPILED = "its blocks are compiled, and attend to what they were traced with: leave compile_mm_encoder out"
-QUANTISED = "its attention is quantised to what all rows hold: leave mm_encoder_attn_dtype='fp8' out"
-FLASHINFER = "FlashInfer wants keys and values in one table: choose another --mm-encoder-attn-backend"
-
 
 def take_reuses(kwargs: dict[str, Any]) -> list[Reuse]:
     """The fields of each video, taken out of the arguments of `embed_multimodal`; empty where there are none."""
@@ -82,26 +78,29 @@ def why_not(attentions: Iterable[Any], compiled: bool) -> str | None:
     Args:
         compiled: whether torch.compile has traced what is around them.
     """
-    if compiled:
-        return COMPILED
     for attention in attentions:
         if not isinstance(attention, MMEncoderAttention):
             return f"its attention is vLLM's {type(attention).__name__}, of which nobody knows where its keys come from"
-        if attention.fp8_enabled:
-            return QUANTISED
-        if attention.attn_backend == AttentionBackendEnum.FLASHINFER:
-            return FLASHINFER
+        if (reason := _why_not(compiled, attention.fp8_enabled, attention.attn_backend)) is not None:
+            return reason
     return None
 
 
 def why_not_served(config: VllmConfig) -> str | None:
     """The same by the options of a server, before there is a tower."""
     multimodal = config.model_config.multimodal_config
-    if config.compilation_config.compile_mm_encoder:
-        return COMPILED
-    if multimodal.mm_encoder_attn_dtype == "fp8":
-        return QUANTISED
-    return FLASHINFER if multimodal.mm_encoder_attn_backend == AttentionBackendEnum.FLASHINFER else None
+    quantised = multimodal.mm_encoder_attn_dtype == "fp8"
+    return _why_not(config.compilation_config.compile_mm_encoder, quantised, multimodal.mm_encoder_attn_backend)
+
+
+def _why_not(compiled: bool, quantised: bool, backend: AttentionBackendEnum | None) -> str | None:
+    if compiled:
+        return "its blocks are compiled, and attend to what they were traced with: leave compile_mm_encoder out"
+    if quantised:
+        return "its attention is quantised to what all rows hold: leave mm_encoder_attn_dtype='fp8' out"
+    if backend == AttentionBackendEnum.FLASHINFER:
+        return "FlashInfer wants keys and values in one table: choose another --mm-encoder-attn-backend"
+    return None
 
 
 def refuse_rows(reason: str | None, config: FlashVidConfig | None) -> None:

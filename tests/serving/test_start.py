@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 
 from flashvid_vllm import FlashVidConfig, engine_args
 from flashvid_vllm.models import FAMILIES
-from flashvid_vllm.models.reuse import QUANTISED, refuse_rows
+from flashvid_vllm.models.reuse import refuse_rows
 
 from ..support.engine import prepare_process
 
@@ -72,10 +72,10 @@ def test_single_rows_of_a_compiled_encoder(sharp_model: Path) -> None:
     said = refusal(sharp_model, **engine_args(encoder_ratio=0.5), **options)
     assert "encoder_ratio=0.5: this server's vision encoder cannot compute some" in said
     assert "its blocks are compiled" in said
-    with pytest.raises(ValueError, match="quantised"):
-        refuse_rows(QUANTISED, FlashVidConfig(encoder_ratio="auto"))
-    refuse_rows(QUANTISED, FlashVidConfig(encoder_ratio=0.5, encoder_reuse="frames"))
-    refuse_rows(QUANTISED, FlashVidConfig())
+    with pytest.raises(ValueError, match=r"'auto': .*its blocks"):
+        refuse_rows("its blocks", FlashVidConfig(encoder_ratio="auto"))
+    refuse_rows("its blocks", FlashVidConfig(encoder_ratio=0.5, encoder_reuse="frames"))
+    refuse_rows("its blocks", FlashVidConfig())
     refuse_rows(None, FlashVidConfig(encoder_ratio=0.5))
 
 
