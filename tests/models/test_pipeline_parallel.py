@@ -24,10 +24,7 @@ from ..support.engine import (
 )
 from ..support.families import (
     LLAVA_ONEVISION_ORIGINAL,
-    LLAVA_VIDEO,
-    LLAVA_VIDEO_ORIGINAL,
     QWEN2_5_VL,
-    QWEN3_5_BF16,
     QWEN3_VL,
     Family,
 )
@@ -64,17 +61,11 @@ class Case:
 
 
 CASES = [
-    Case(QWEN2_5_VL, layers="1,3"),
-    Case(QWEN2_5_VL, tight=True),
+    Case(QWEN2_5_VL, layers="1,3", tight=True),
     Case(QWEN2_5_VL, ranks=2),
     Case(QWEN3_VL, layers="3,1"),
-    Case(QWEN3_5_BF16),
     Case(LLAVA_ONEVISION_ORIGINAL),
-    Case(LLAVA_ONEVISION_ORIGINAL, ranks=2),
-    Case(LLAVA_VIDEO),
-    Case(QWEN2_5_VL, "v2"),
     Case(QWEN3_VL, "v2", layers="3,1"),
-    Case(LLAVA_VIDEO_ORIGINAL, "v2"),
 ]
 
 
@@ -158,10 +149,7 @@ def test_two_stages_answer_as_one_process(
     assert found["ranks that count"] == 1
     tolerance = 5 * family.tolerance
     for (ids, steps), (other_ids, other_steps) in zip(one, found["answers"], strict=True):
-        for token, other_token, step, other in zip(ids, other_ids, steps, other_steps, strict=True):
+        assert ids == other_ids
+        for step, other in zip(steps, other_steps, strict=True):
             other = {int(token): value for token, value in other.items()}
             assert max(abs(step[i] - other[i]) for i in step.keys() & other.keys()) < tolerance
-            if token != other_token:  # a near-tie: from here on the answers are to different prompts
-                assert family is QWEN3_5_BF16
-                assert abs(step[token] - step[other_token]) < tolerance
-                break

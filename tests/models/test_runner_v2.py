@@ -33,7 +33,7 @@ SOME = [
 ALL = {
     "test_engine_oracle.py": (
         "models/runner_v2", "models/test_engine_oracle.py", "models/test_positions_and_ids.py", "models/test_lora.py",
-        "serving/test_pressure.py::test_preempted_requests_answer_as_alone",
+        "serving/test_pressure.py::test_preempted_requests_answer_as_alone", "models/test_encode_less_answers.py",
     ),
     "test_families.py-of_qwen.py": ("models/test_families.py", "-k", "qwen"),
     "test_families.py-of_others.py": ("models/test_families.py", "-k", "not qwen"),
