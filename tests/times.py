@@ -25,7 +25,7 @@ BUDGETS: dict[str, dict[str, int]] = {
     "full": {
         "benchmarks/test_accuracy_lmms.py": 600, "benchmarks/test_serving_benchmark.py": 500,
         "models/test_compiled.py": 300, "models/test_families.py": 400, "models/test_runner_v2.py": 700,
-        "models/test_pipeline_parallel.py": 800, "models/test_speculative.py": 400,
+        "models/test_pipeline_parallel.py": 450, "models/test_speculative.py": 400,
         "models/test_tensor_parallel.py": 400,
         "ops/interpreted/test_ops.py": 250, "ops/interpreted/test_pipeline.py": 300, "ops/test_compile_gate.py": 450,
         "ops/test_native_build.py": 450, "ops/test_triton.py": 550, "serving/test_server_families.py": 500,

@@ -12,6 +12,8 @@ from ..common.options import prompt_room
 from ..common.tiny_model import STAMP, make_tiny_model
 
 SERVERS = ("plain", "evs", "vidcom2", "flashvid")
+# and with a share of the encoder's work; on demand only
+ENCODERS = {f"flashvid-encoder-{share}": share for share in ("0.5", "0.25", "auto")}
 EXTENSION = "benchmarks.load.worker_times.WorkerTimes"
 TEXT_ROOM = 64  # tokens of the question and the answer with the tokenizer of a model that is made here, at most
 
@@ -93,7 +95,8 @@ def vllms_own_pruning(model: str) -> tuple[str, ...]:
 
 
 def compression(server: str, ratio: float, own: tuple[str, ...]) -> tuple[str, list[str]]:
-    """Whose implementation a server of SERVERS runs, in words, and its options for keeping ``ratio`` of the tokens.
+    """Whose implementation a server of SERVERS or ENCODERS runs, in words, and its options for keeping ``ratio`` of the
+    tokens.
 
     ``own``: what `vllms_own_pruning` said.
     """
@@ -104,6 +107,8 @@ def compression(server: str, ratio: float, own: tuple[str, ...]) -> tuple[str, l
     options = ["--plugin", "flashvid", "--flashvid-retention-ratio", f"{ratio:g}"]
     if server == "flashvid":
         return "this plugin's", options
+    if server in ENCODERS:
+        return "this plugin's", [*options, "--flashvid-encoder-ratio", ENCODERS[server]]
     return "through the plugin", [*options, "--flashvid-method", server]
 
 

@@ -24,6 +24,7 @@ from ..load.clips import make_clips
 from ..load.measure import Load
 from ..load.runs import Group, Run, benchmark, run_all, store, vllm_variables
 from ..load.servers import (
+    ENCODERS,
     SERVERS,
     SHAPES,
     Target,
@@ -116,10 +117,10 @@ def run(options: argparse.Namespace) -> Cell:
 
 
 def server_names(text: str) -> tuple[str, ...]:
-    """An argparse type: names of SERVERS, with commas between them."""
+    """An argparse type: names of SERVERS and ENCODERS, with commas between them."""
     names = tuple(text.split(","))
-    if unknown := [name for name in names if name not in SERVERS]:
-        raise argparse.ArgumentTypeError(f"servers are {', '.join(SERVERS)}, got {', '.join(unknown)}")
+    if unknown := [name for name in names if name not in (*SERVERS, *ENCODERS)]:
+        raise argparse.ArgumentTypeError(f"servers are {', '.join([*SERVERS, *ENCODERS])}, got {', '.join(unknown)}")
     return names
 
 
@@ -132,7 +133,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--model", help="a model on a hub or a directory instead (with --base-url: its name there)")
     found.add_argument("--base-url", help="measure the OpenAI server that runs there, and start none")
     found.add_argument(
-        "--servers", type=server_names, help=f"of {','.join(SERVERS)}; default: all, 0.5b: plain,flashvid"
+        "--servers",
+        type=server_names,
+        help=f"of {','.join([*SERVERS, *ENCODERS])}; default: the first {len(SERVERS)}, 0.5b: plain,flashvid",
     )
     found.add_argument("--concurrency", type=listed(int), help="requests at a time, e.g. 1,2,4 (default: 1 to 32)")
     found.add_argument("--rates", type=listed(float), help="requests a second, e.g. 0.5,1 (Poisson arrivals)")

@@ -38,8 +38,12 @@ def all_launches(target: str) -> Iterator[Launch]:
                     yield launch
 
 
+# what sm_89 and gfx950 compile sm_86 and gfx942 show: those are left to `python -m tests.ops.compile_gate`
+TRIED = ["sm_90"] if QUICK else [name for name in TARGETS if name not in ("sm_89", "gfx950")]
+
+
 @pytest.mark.longer
-@pytest.mark.parametrize("target", ["sm_90"] if QUICK else TARGETS)
+@pytest.mark.parametrize("target", TRIED)
 def test_every_kernel(target: str) -> None:
     reports = [compile_launch(launch, target) for launch in all_launches(target)]
     assert len({report.kernel for report in reports}) >= 13

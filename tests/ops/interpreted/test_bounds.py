@@ -101,6 +101,7 @@ def test_pipeline(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ran == every - {one.name for one in launches}
 
 
+@pytest.mark.skipif(not FULL, reason="make test-full")
 def test_what_a_gpus_sanitizer_watches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Its program (`make gpu`) launches every kernel that is known, and fails where one is left out."""
     small = ["--shape", "2,5,24", "--dtype", "float32"]
