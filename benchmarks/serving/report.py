@@ -20,7 +20,8 @@ SPLIT_COLUMNS = (
 )  # fmt: skip
 LEGEND = """\
 Times are those of this machine and of models with random weights where it says so: ratios are what carries over, and
-they depend on how large the encoder is beside the language model. The encoder does the same work in every server: as
+they depend on how large the encoder is beside the language model. The encoder does the same work in every server, but
+for those that are named for a share of it: as
 far as its time differs between them, and TTFT and requests/s with it, that is this machine's noise. Every server got
 the same {clips}, {max_tokens} tokens an answer, and the same options but for those of the compression (at the end).
 TTFT: from sending a request, its video in base64, to the first token. TPOT: between two tokens after it. Percentiles

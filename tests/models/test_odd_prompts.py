@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Prompts that do not come as text and a video: ids already expanded, embeddings, a video by its uuid, absurd times."""
 
+import base64
+import io
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +24,8 @@ from ..support.families import (
 pytestmark = pytest.mark.slow
 
 SETTINGS = {"retention_ratio": 0.3}
+WITH_EMBEDS: dict[str, Any] = {"enable_prompt_embeds": True, "allowed_local_media_path": tempfile.gettempdir()}
+LONGER = pytest.mark.longer("a variant")
 ONE, TWO = Clip(12, 112, 112), Clip(7, 84, 140, seed=1)
 
 
@@ -46,7 +53,7 @@ def test_ids_that_are_expanded_already(llm: Any, models: Any) -> None:
 
 def test_beside_prompt_embeds(engines: Any, models: Any) -> None:
     """Such a prompt has no ids at all, and the recompute is asked for every request of its batch."""
-    llm = engines(models(QWEN2_5_VL), SETTINGS, enable_prompt_embeds=True)
+    llm = engines(models(QWEN2_5_VL), SETTINGS, **WITH_EMBEDS)
     width = llm.llm_engine.model_config.get_hidden_size()
     video = prompt_of(f"a {VIDEO} b", [ONE])
     embeds = {"prompt_embeds": torch.randn(9, width, generator=torch.manual_seed(0))}
@@ -55,7 +62,32 @@ def test_beside_prompt_embeds(engines: Any, models: Any) -> None:
     assert together == alone[::-1] * 2
 
 
-LONGER = pytest.mark.longer("a variant")
+@pytest.mark.parametrize("family", [QWEN2_5_VL, pytest.param(QWEN3_VL, marks=LONGER)], ids=lambda family: family.name)
+def test_prompt_embeds_in_one_prompt_with_a_video(family: Family, engines: Any, models: Any, clips: list[Path]) -> None:
+    """They are media to vLLM, without our channels nor DeepStack's; those of a text answer as it does."""
+    from vllm import SamplingParams
+
+    llm = engines(models(family), SETTINGS, **WITH_EMBEDS)
+    text = "What is shown in this video?"
+    ids = torch.tensor(llm.get_tokenizer().encode(text, add_special_tokens=False))
+    file = io.BytesIO()
+    torch.save(llm.apply_model(lambda model: model.get_language_model().embed_input_ids(ids).detach())[0], file)
+    embeds = {"type": "prompt_embeds", "data": base64.b64encode(file.getvalue()).decode()}
+    video = {"type": "video_url", "video_url": {"url": clips[0].as_uri()}}
+
+    def ask(content: Sequence[dict[str, Any]]) -> Any:
+        assert llm.reset_prefix_cache()
+        params = SamplingParams(temperature=0, max_tokens=4, logprobs=5, ignore_eos=True)
+        return llm.chat([{"role": "user", "content": list(content)}], params, use_tqdm=False)[0]
+
+    written = {"type": "text", "text": text}
+    for as_text, as_embeds in (((video, written), (video, embeds)), ((written, video), (embeds, video))):
+        (ids_of_text, steps), (ids_of_embeds, other_steps) = map(tokens_and_logprobs, map(ask, (as_text, as_embeds)))
+        assert ids_of_text == ids_of_embeds
+        for step, other in zip(steps, other_steps, strict=True):
+            assert step == pytest.approx(other, abs=2e-5)
+
+
 UUID_FAMILIES = [QWEN2_5_VL, LLAVA_ONEVISION_ORIGINAL, QWEN3_VL, LLAVA_ONEVISION, LLAVA_VIDEO_ORIGINAL]
 
 

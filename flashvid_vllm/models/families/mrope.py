@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from vllm.config import VllmConfig
 from vllm.multimodal.inputs import MultiModalKwargsItem
 
@@ -143,6 +144,13 @@ class MRopeModel(MRopeEncoder, FullPositionsModel):
         *,
         is_multimodal: Tensor | None = None,
     ) -> Tensor:
+        if self.flashvid_on and multimodal_embeddings:
+            # `prompt_embeds` among media, which vLLM takes for as wide: DeepStack adds nothing to what is no vision
+            missing = [max(0, self.embedding_width() - media.shape[1]) for media in multimodal_embeddings]
+            multimodal_embeddings = [
+                functional.pad(media, (0, columns)) if columns else media
+                for media, columns in zip(multimodal_embeddings, missing, strict=True)
+            ]
         embeds = super().embed_input_ids(  # type: ignore[misc]
             input_ids, multimodal_embeddings, is_multimodal=is_multimodal
         )
