@@ -78,9 +78,10 @@ class FlashVidModel:
 
         least, most = MULTIMODAL_REGISTRY.create_processor(vllm.model_config).frame_sizes()
         attention = self.encoder_attention()
-        sizes = (self.visual_width(), least, most, server[MAX_VIDEO_TOKENS])
+        sizes = (self.visual_width(), least, most, server[MAX_VIDEO_TOKENS], attention.num_heads, attention.head_size)
         start = time.monotonic()
-        warm_up.compile_all(warm_up.Videos(vllm.model_config.dtype, *sizes, attention.num_heads, attention.head_size))
+        ranks = vllm.parallel_config.tensor_parallel_size
+        warm_up.compile_all(warm_up.Videos(vllm.model_config.dtype, *sizes, ranks))
         logger.info("FlashVID: kernels compiled, or found in Triton's cache, in %.1f s", time.monotonic() - start)
 
     def encoder_attention(self) -> Any:
@@ -125,8 +126,9 @@ class FlashVidModel:
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         kwargs.pop(FULL_EMBEDS, None)  # the scheduler's
-        # on a CPU vLLM measures nothing
-        if kwargs.pop(MEASURE, None) is not None and self.flashvid_piece and not current_platform.is_cpu():
+        # on a CPU vLLM measures nothing, and later stages of a pipeline encode nothing
+        encodes = self.flashvid_piece and not current_platform.is_cpu() and get_pp_group().is_first_rank
+        if kwargs.pop(MEASURE, None) is not None and encodes:
             self.compile_kernels()
             self.measure_longest_video()
         rows = kwargs.pop(FIELD, None)

@@ -15,6 +15,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from ..core.settings import MAX_VIDEO_TOKENS
 
 LONGEST_TOKENS = 65_536  # 334 frames of LLaVA-OneVision's; Qwen's own limit for a video is 57,600
+CHOICE_FRAMES = 128  # what choosing among them costs grows with the third power
 LONGEST_BYTES = 2**30  # of features, which are wide with DeepStack
 
 
@@ -48,7 +49,8 @@ def frames_per_piece(piece: int, tokens_per_frame: int) -> int:
 
 
 def blocks(num_frames: int, most: int, shares: int) -> list[int]:
-    """The first temporal position of each part of a video that the encoder gets in a call of its own.
+    """The first temporal position of each part of a video that no row is copied into or out of: what the encoder gets
+    in a call of its own, and of that at most CHOICE_FRAMES.
 
     Args:
         num_frames: temporal positions of the video.
@@ -59,7 +61,8 @@ def blocks(num_frames: int, most: int, shares: int) -> list[int]:
     for start in range(0, num_frames, most * shares):
         stop = min(start + most * shares, num_frames)
         first += range(start, stop, -(-(stop - start) // shares))
-    return first
+    ends = [*first[1:], num_frames]
+    return [at for start, stop in zip(first, ends, strict=True) for at in range(start, stop, CHOICE_FRAMES)]
 
 
 def encode_in_pieces(

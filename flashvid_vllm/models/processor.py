@@ -87,6 +87,7 @@ class FlashVidInfo:
 
     flashvid_server: dict[str, Any] | None = None
     flashvid_shares = 1  # ranks that share a piece of a video
+    flashvid_length = 0  # of the model, before vLLM fits an automatic one to the memory: the encoder's pieces stay
     flashvid_whole: str | None = None  # why the encoder takes whole temporal positions alone
 
     def __init__(self, ctx: InputProcessingContext) -> None:
@@ -97,6 +98,7 @@ class FlashVidInfo:
             self.flashvid_shares = settings.pop(ENCODER_SHARES, 1)
             self.flashvid_whole = settings.pop(ENCODER_WHOLE, None)
             self.flashvid_server = check_server(settings)
+            self.flashvid_length = ctx.model_config.max_model_len
             ctx = _ContextWithoutOurKey(ctx.model_config, ctx.tokenizer)
         super().__init__(ctx)  # type: ignore[call-arg]
 
@@ -175,7 +177,7 @@ class FlashVidProcessor:
         """(T, N) of the video on which vLLM measures memory at the start."""
         model = self.info.ctx.model_config
         options = model.get_multimodal_config().limit_per_prompt
-        inputs = super().get_dummy_inputs(model.max_model_len, {"video": 1}, options)  # type: ignore[misc]
+        inputs = super().get_dummy_inputs(self.info.flashvid_length, {"video": 1}, options)  # type: ignore[misc]
         video = inputs.mm_data_items["video"].get(0)
         frames = video[0] if isinstance(video, tuple) else video  # beside its metadata
         size = VideoProcessorItems([frames]).get_frame_size(0)
@@ -271,6 +273,8 @@ class FlashVidProcessor:
         updates = super()._get_mm_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
         config = _asked()
         if config is not None and config.encodes_less and "video" in out_mm_kwargs:
+            request = _request.get()
+            self.check_prompt(updates, request)  # before any work on what is refused
             out_mm_kwargs["video"] = [self._encode_less(item, config) for item in out_mm_kwargs["video"]]
         return updates
 

@@ -207,6 +207,7 @@ def _patch_start(engine_args: Any) -> None:
         config = original(self, *args, **kwargs)
         _refuse_unsupported(config)
         rope.set_positions(config.model_config, settings)
+        _refuse_drift(config)
         settings = _set_longest_video(config, settings)
         _use_our_cpu_worker(config.parallel_config)
         _use_our_encoder_cache(config.ec_manager_config)
@@ -257,6 +258,19 @@ def _refuse_unsupported(config: Any) -> None:
         if is_set:
             raise ValueError(f"FlashVID does not work with {what}")
     _refuse_shared_kv(config.kv_transfer_config)
+
+
+def _refuse_drift(config: Any) -> None:
+    """ValueError where vLLM's Model Runner V1 gives steps behind a rejected draft too high positions.
+
+    It corrects them on the device and then, where a model prunes, copies the uncorrected ones over them.
+    """
+    drafts = config.speculative_config is not None and config.scheduler_config.async_scheduling
+    if drafts and config.model_config.uses_mrope and not config.use_v2_model_runner:
+        raise ValueError(
+            "FlashVID does not work with speculation under async scheduling on vLLM's Model Runner V1: it loses count "
+            "of positions where a draft is rejected; start with --no-async-scheduling or VLLM_USE_V2_MODEL_RUNNER=1"
+        )
 
 
 # They look up KV by token ids. All videos have the same, which is wrong without this plugin too, but with a budget the

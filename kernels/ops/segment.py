@@ -198,7 +198,7 @@ def segment(
     )
 
 
-@triton.jit(do_not_specialize=["n", "row_blocks"])
+@triton.jit(do_not_specialize=["n", "row_blocks", "stride_at"], do_not_specialize_on_alignment=["attention"])
 def relevance_kernel(
     x,
     segment_id,

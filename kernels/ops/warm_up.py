@@ -34,6 +34,7 @@ class Videos:
         least_tokens, most_tokens: visual tokens of a frame [N].
         longest: visual tokens of a video [T * N] at most; a frame of more is one video.
         heads, head_channels: of the vision encoder's attention: heads of this rank, channels of each.
+        ranks: processes of this machine that compile the same at the same time.
     """
 
     dtype: torch.dtype
@@ -43,6 +44,7 @@ class Videos:
     longest: int
     heads: int
     head_channels: int
+    ranks: int = 1
 
 
 def compile_all(videos: Videos) -> None:
@@ -56,7 +58,7 @@ def compile_all(videos: Videos) -> None:
 
 def _compile_all(videos: Videos) -> None:
     with ExitStack() as stack:
-        threads = min(MOST_THREADS, os.cpu_count() or 1)
+        threads = min(MOST_THREADS, len(os.sched_getaffinity(0)) // videos.ranks)
         if threads > 1 and hasattr(triton, "AsyncCompileMode") and torch.version.hip is None:  # LLVM for ROCm aborts
             executor = stack.enter_context(ThreadPoolExecutor(threads))
             stack.enter_context(triton.AsyncCompileMode(executor))
@@ -72,9 +74,10 @@ def compress_one_of_each(videos: Videos) -> None:
                 _compress(videos, 1, n, n // 2, selection, matching)
         for selected in {0, n // 2}:
             _compress(videos, most_frames(videos, n), n, selected)  # more than the workspace holds at a time
+    n = max(2, videos.least_tokens)  # so that one is selected, and its frame's events are looked at
     for num_frames in frame_classes(most_frames(videos, videos.least_tokens)):
         for selection in SELECTIONS:
-            _compress(videos, num_frames, videos.least_tokens, videos.least_tokens // 2, selection)
+            _compress(videos, num_frames, n, n // 2, selection)
     query = torch.empty((1, 1, videos.heads, videos.head_channels), dtype=videos.dtype, device="meta").transpose(1, 2)
     triton_backend.UNREGISTERED["received_attention"](query, query)
 

@@ -136,6 +136,7 @@ def test_a_piece_has_its_own_rows(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -
 def test_blocks_are_what_is_encoded_in_a_call() -> None:
     assert pieces.blocks(7, 3, 1) == [0, 3, 6]
     assert pieces.blocks(7, 9, 1) == [0]
+    assert pieces.blocks(300, 400, 1) == [0, 128, 256]  # so that a choice of hours is none
     assert pieces.blocks(7, 9, 2) == [0, 4]
     assert pieces.blocks(7, 2, 2) == [0, 2, 4, 6]  # the last call has three positions, in shares of two
     assert pieces.blocks(5, 1, 4) == [0, 1, 2, 3, 4]
@@ -197,3 +198,12 @@ def test_caches_hold_each_choice_apart(cached: tuple[Pipe, Pipe]) -> None:
         names.add(features[0].identifier)
     assert len(names) == len(SETTINGS)
     assert pipe.held()[0] == 4  # all of it, two numbers of rows, whole frames
+
+
+def test_a_video_that_is_too_long_is_refused_before_anything_is_chosen(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(pipe.processor.info.flashvid_server, "max_video_tokens", 20)
+    monkeypatch.setattr(pipe.processor, "_encode_less", None)
+    with pytest.raises(ValueError, match="this server takes 20"):
+        sent(pipe, retention_ratio=0.5, encoder_ratio=0.5)

@@ -24,8 +24,12 @@ if os.environ.get("TRITON_INTERPRET", "0") != "0":
     pytest.skip("interpreted and compiled modes do not share a process", allow_module_level=True)
 
 SM_90 = GPUTarget("cuda", 90, 32)
-QWEN = warm_up.Videos(torch.bfloat16, 3584, 4, 16_384, 65_536, heads=16, head_channels=80)
-SMALL = [QWEN, replace(QWEN, heads=2, head_channels=72), replace(QWEN, channels=2048, dtype=torch.float16)]
+QWEN = warm_up.Videos(torch.bfloat16, 3584, 1, 16_384, 65_536, heads=16, head_channels=80)
+SMALL = [
+    QWEN,
+    replace(QWEN, heads=2, head_channels=72),
+    replace(QWEN, most_tokens=729, channels=2048, dtype=torch.float16),
+]
 FIXED = replace(QWEN, least_tokens=196, most_tokens=196, head_channels=72)  # LLaVA-OneVision's
 
 
@@ -33,7 +37,7 @@ def compress(videos: warm_up.Videos, draw: random.Random) -> tuple[int, int]:
     """One video of any size and settings, laid out as a model serves it. Returns its T and N."""
     most = draw.choice([videos.most_tokens, min(videos.most_tokens, 1000)])  # large ones, and as they usually are
     n = draw.randint(videos.least_tokens, most)
-    num_frames = draw.randint(1, videos.longest // n)
+    num_frames = draw.randint(1, warm_up.most_frames(videos, n))
     budget = plan(num_frames, n, FlashVidConfig(retention_ratio=draw.choice([0.9, 0.5, 0.25, 0.1, 0.02])))
     shape = (num_frames, n, videos.channels, videos.heads, 4 * n, videos.head_channels)
     features, scores, query, key = served(*shape, videos.dtype)
@@ -54,7 +58,7 @@ def test_nothing_is_left_to_a_request(videos: warm_up.Videos) -> None:
             in_chunks += num_frames * n * n * 4 > pipeline.WORKSPACE_BYTES
             assert found <= before, f"{num_frames} frames of {n} tokens: {sorted(found - before)}"
     assert len(found) > 12
-    assert in_chunks or videos is FIXED
+    assert in_chunks or videos.most_tokens < 1000
 
 
 def test_start_up_compiles_few() -> None:

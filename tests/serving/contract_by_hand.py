@@ -10,13 +10,17 @@ not). What is left goes here; a name in READ that our sources do not contain is 
 READ = {
     "vllm.config.CompilationConfig": "compile_mm_encoder cudagraph_mm_encoder",
     "vllm.config.LoRAConfig": "enable_tower_connector_lora",
-    "vllm.config.ModelConfig": "architecture dtype model multimodal_config",
+    "vllm.config.ModelConfig": "architecture dtype model multimodal_config uses_mrope",
     "vllm.config.MultiModalConfig": (
         "get_limit_per_prompt is_multimodal_pruning_enabled limit_per_prompt mm_encoder_attn_backend "
         "mm_encoder_attn_dtype mm_encoder_tp_mode mm_processor_kwargs"
     ),
     "vllm.config.ParallelConfig": "pipeline_parallel_size tensor_parallel_size worker_cls",
-    "vllm.config.VllmConfig": "compilation_config ec_transfer_config lora_config model_config parallel_config",
+    "vllm.config.SchedulerConfig": "async_scheduling",
+    "vllm.config.VllmConfig": (
+        "compilation_config ec_transfer_config lora_config model_config parallel_config scheduler_config "
+        "speculative_config use_v2_model_runner"
+    ),
     "vllm.engine.arg_utils.EngineArgs": (
         "_api_process_count _api_process_rank add_cli_args create_engine_config mm_processor_kwargs video_pruning_rate"
     ),

@@ -14,6 +14,7 @@ pytest.importorskip("vllm")
 from flashvid_vllm import FlashVidConfig, engine_args
 from flashvid_vllm.models import FAMILIES
 from flashvid_vllm.models.reuse import refuse_rows
+from flashvid_vllm.serving import compat
 
 from ..support.engine import prepare_process
 
@@ -77,6 +78,23 @@ def test_single_rows_of_a_compiled_encoder(sharp_model: Path) -> None:
     refuse_rows("its blocks", FlashVidConfig(encoder_ratio=0.5, encoder_reuse="frames"))
     refuse_rows("its blocks", FlashVidConfig())
     refuse_rows(None, FlashVidConfig(encoder_ratio=0.5))
+
+
+@pytest.mark.parametrize("other", [{"v2": True}, {"drafts": None}, {"asynchronous": False}, {"mrope": False}])
+def test_positions_that_drift_behind_a_rejected_draft(other: dict[str, Any]) -> None:
+    """A CPU schedules nothing asynchronously, so by the configuration alone."""
+
+    def config(v2: bool = False, drafts: Any = "ngram", asynchronous: bool = True, mrope: bool = True) -> Any:
+        return SimpleNamespace(
+            speculative_config=drafts,
+            scheduler_config=SimpleNamespace(async_scheduling=asynchronous),
+            model_config=SimpleNamespace(uses_mrope=mrope),
+            use_v2_model_runner=v2,
+        )
+
+    with pytest.raises(ValueError, match="loses count of positions"):
+        compat._refuse_drift(config())
+    compat._refuse_drift(config(**other))
 
 
 def test_the_rust_frontend(sharp_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
