@@ -6,7 +6,6 @@ projections and the MLP, keys and values of all gathered around attention: what 
 written a second time.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,14 +20,13 @@ from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.ops.reuse import choose_rows
 
 from ..common import clip_model
-from ..common.record import Cells, plugin_sources
-from ..common.record import fingerprint as code_of
+from ..common.record import Cells
 from . import data
 from .answers import Encoded, pool, right
-from .evaluate import answers_in
-from .features import PATCHES, Store, fingerprint
+from .evaluate import answers_in, results_file
+from .features import PATCHES, Store
 from .grid import PLAIN, SPREAD, Cell, chosen
-from .model import WEIGHTS, TinyVlm
+from .model import TinyVlm
 from .progress import progress
 from .questions import FAMILIES, Question
 from .scenes import render
@@ -94,7 +92,8 @@ def run(model: TinyVlm, root: Path, videos: int = VIDEOS) -> dict[str, Any]:
     store, questions = Store("test", videos, root), chosen("test", videos)
     store.require()
     tower = clip_model.tower(clip_model.load())
-    answers = answers_in(_answers_file(questions, root))
+    path = results_file(model, "test", questions, root)
+    answers = answers_in(path.with_stem(f"encoder-{path.stem}"))
     keys = {name: [f"{name}: {cell.key}" for cell in settings()] for name in SHARES}
     with progress("answers", len(SHARES) * len(questions)) as advance:
         for number in questions:
@@ -106,12 +105,6 @@ def run(model: TinyVlm, root: Path, videos: int = VIDEOS) -> dict[str, Any]:
                         answers.add({"cell": key, "video": number, **entry})
                 advance()
     return summarise(answers, questions, keys)
-
-
-def _answers_file(questions: dict[int, list[Question]], root: Path) -> Path:
-    digest = hashlib.sha256(WEIGHTS.read_bytes() + repr(questions).encode() + Path(__file__).read_bytes())
-    digest.update(f"{fingerprint('test')} {code_of(plugin_sources())}".encode())
-    return root / "answers" / f"encoder-{digest.hexdigest()[:12]}.jsonl"
 
 
 def _answer(

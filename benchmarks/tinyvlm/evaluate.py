@@ -36,8 +36,9 @@ def answers_in(path: Path) -> Cells:
     return Cells(path, lambda answer: (answer["cell"], answer["video"]))
 
 
-def results_file(weights: Tensor, split: Split, questions: Questions, root: Path) -> Path:
-    """Where the answers of these weights to these questions are kept."""
+def results_file(model: TinyVlm, split: Split, questions: Questions, root: Path) -> Path:
+    """Where the answers of this model to these questions are kept."""
+    weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     digest = hashlib.sha256(weights.numpy().tobytes() + repr(questions).encode())
     digest.update(f"{fingerprint(split)} {code_of(plugin_sources())}".encode())
     if split == "validation":  # where variants are tried
@@ -47,8 +48,7 @@ def results_file(weights: Tensor, split: Split, questions: Questions, root: Path
 
 def run(model: TinyVlm, store: Store, grid: Sequence[Cell], questions: Questions) -> Cells:
     """Answer the questions in every setting of the grid."""
-    weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-    answers = answers_in(results_file(weights, store.split, questions, store.root))
+    answers = answers_in(results_file(model, store.split, questions, store.root))
     todo = {n: [cell for cell in grid if (cell.key, n) not in answers.known] for n in questions}
     with progress(f"{store.split} answers", sum(map(len, todo.values()))) as advance:
         for number, settings in todo.items():

@@ -28,18 +28,20 @@ def choose(levels: Tensor, blocks: Sequence[int], config: FlashVidConfig) -> Reu
             copied from one to another, and each has at least P rows.
         config: gives ``encoder_ratio`` f and ``encoder_reuse``. With "tokens" exactly
             max(P * len(blocks), floor(f * T * P)) rows are computed, with "frames" those of max(len(blocks),
-            floor(f * T)) temporal positions; with f "auto" as few as leave ``UNEXPLAINED`` levels in the mean.
+            floor(f * T)) temporal positions; with f "auto" as few as leave ``UNEXPLAINED`` levels in the mean, and with
+            "tokens" no row more than ``FARTHEST`` (`flashvid_vllm.ops.reuse`).
 
     Raises:
         ValueError: ``levels`` or ``blocks`` are not as described, or ``config.backend`` is not to be had.
     """
     ratio = None if config.encoder_ratio == AUTO else float(config.encoder_ratio)
     num_frames, rows_per_frame = levels.shape[:2]
-    if config.encoder_reuse == "frames":
-        num = encoder_rows(num_frames, 1, len(blocks), ratio) if ratio is not None else None
+    whole = config.encoder_reuse == "frames"
+    counted = 1 if whole else rows_per_frame
+    num = encoder_rows(num_frames, counted, len(blocks), ratio) if ratio is not None else None
+    if whole:
         position = choose_frames(levels, blocks, num)[:, None].expand(num_frames, rows_per_frame)
     else:
-        num = encoder_rows(num_frames, rows_per_frame, len(blocks), ratio) if ratio is not None else None
         # both choose the same rows: a name is a wish for tests, and one for a GPU none for the host
         backend = "auto" if config.backend == "triton" else config.backend
         position = choose_rows(levels, blocks, num, backend)
@@ -58,15 +60,18 @@ def choose_frames(levels: Tensor, blocks: Sequence[int], num: int | None) -> Ten
     change = [0] + [_distance(a, b) for a, b in pairwise(frames)]
     sharp = [t for t, total in enumerate(change) if total > CUT * frames[0].numel() and t not in blocks]
     sharp.sort(key=lambda t: (-change[t], t))
-    if num is not None:
+
+    def spread(num: int) -> Tensor:
         return _spread(len(frames), sorted([*blocks, *sharp[: num - len(blocks)]]), num)
+
+    if num is not None:
+        return spread(num)
     fewest, most = len(blocks), len(frames)  # the least of them is looked for by halving
     while fewest < most:
-        num = (fewest + most) // 2
-        position = _spread(len(frames), sorted([*blocks, *sharp[: num - len(blocks)]]), num)
-        left = sum(_distance(frame, frames[at]) for frame, at in zip(frames, position.tolist(), strict=True))
-        fewest, most = (fewest, num) if left <= UNEXPLAINED * levels.numel() else (num + 1, most)
-    return choose_frames(levels, blocks, most)
+        middle = (fewest + most) // 2
+        left = sum(_distance(frame, frames[at]) for frame, at in zip(frames, spread(middle).tolist(), strict=True))
+        fewest, most = (fewest, middle) if left <= UNEXPLAINED * levels.numel() else (middle + 1, most)
+    return spread(most)
 
 
 def _distance(a: Tensor, b: Tensor) -> int:

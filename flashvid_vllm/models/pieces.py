@@ -37,9 +37,7 @@ def measured_tokens(vllm_config: VllmConfig) -> int:
     model = vllm_config.model_config
     if not model.get_multimodal_config().get_limit_per_prompt("video"):
         return 0
-    processor = MULTIMODAL_REGISTRY.create_processor(model)
-    num_frames, n = processor.dummy_grid()
-    return int(num_frames * n)
+    return int(MULTIMODAL_REGISTRY.create_processor(model).piece)
 
 
 def frames_per_piece(piece: int, tokens_per_frame: int) -> int:

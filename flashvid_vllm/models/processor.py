@@ -184,8 +184,8 @@ class FlashVidProcessor:
         return self.given_grid(len(frames), size.width, size.height)
 
     @cached_property
-    def _piece(self) -> int:
-        """Visual tokens that the encoder gets in one call, as `pieces.measured_tokens` has them."""
+    def piece(self) -> int:
+        """Visual tokens that the encoder gets in one call: as many as start-up measures memory for."""
         num_frames, n = self.dummy_grid()
         return num_frames * n
 
@@ -234,15 +234,13 @@ class FlashVidProcessor:
         kwargs = dict(inputs.hf_processor_mm_kwargs)
         config = kwargs.pop(KEY)
         inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
-        request = Request(config, len(inputs.prompt))
-        token = _request.set(request)
+        token = _request.set(Request(config, len(inputs.prompt)))
         try:
             processed = super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
         finally:
             _request.reset(token)
         if "video" not in processed.kwargs:
             return processed
-        self.check_prompt(processed.prompt_updates, request)  # where there is no cache
         row = pack_settings(config)
         # where the kept tokens are is the server's choice, but KV may be shared between servers
         original = config is not None and self.info.flashvid_server.get(POSITIONS) == ORIGINAL
@@ -265,22 +263,23 @@ class FlashVidProcessor:
         config = _asked()
         if config is None or not config.encodes_less or "video" not in hashes:
             return hashes
-        piece = (self._piece, self.info.flashvid_shares)
+        piece = (self.piece, self.info.flashvid_shares)
         return {**hashes, "video": [name_of_pixels(name, config, piece) for name in hashes["video"]]}
 
     def _get_mm_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Any:
         """From whole videos; what is cached and sent of them afterwards are the pixels that the encoder computes."""
         updates = super()._get_mm_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
+        request = _request.get(None)
+        if request is not None:
+            self.check_prompt(updates, request)  # of all media, where there is no cache
         config = _asked()
         if config is not None and config.encodes_less and "video" in out_mm_kwargs:
-            request = _request.get()
-            self.check_prompt(updates, request)  # before any work on what is refused
             out_mm_kwargs["video"] = [self._encode_less(item, config) for item in out_mm_kwargs["video"]]
         return updates
 
     def _encode_less(self, item: MultiModalKwargsItem, config: FlashVidConfig) -> MultiModalKwargsItem:
         num_frames, n = self.video_grid(item)
-        most = pieces.frames_per_piece(self._piece, n)
+        most = pieces.frames_per_piece(self.piece, n)
         blocks = pieces.blocks(num_frames, most, self.info.flashvid_shares)
         return encode_less(item, self.encoder_rows(item), self._pixel_scale, blocks, config)
 

@@ -19,7 +19,7 @@ from flashvid_vllm.models.processor import pack_settings, unpack_settings
 from flashvid_vllm.models.processor_cache import FIELD
 from flashvid_vllm.models.reuse import take_reuses
 
-from ..serving.test_processor_cache import Pipe, same, use_own_memory
+from ..serving.test_processor_cache import Pipe, cached_and_not, same, sent_alike
 from ..support.engine import Clip
 from ..support.families import LLAVA_ONEVISION, LLAVA_VIDEO, QWEN2_5_VL, QWEN3_VL
 
@@ -120,7 +120,7 @@ def test_a_piece_has_its_own_rows(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -
     num_frames, n = pipe.processor.video_grid(sent(pipe, retention_ratio=1)[1].data)
     names = set()
     for piece, shares in ((2 * n, 1), (n, 2), (10 * n, 2)):
-        monkeypatch.setattr(pipe.processor, "_piece", piece)
+        monkeypatch.setattr(pipe.processor, "piece", piece)
         monkeypatch.setattr(pipe.processor.info, "flashvid_shares", shares)
         _, feature = sent(pipe, encoder_ratio=0.01)
         names.add(feature.identifier)
@@ -171,12 +171,9 @@ def test_settings_that_do_not_travel_are_not_lost() -> None:
 def cached(
     request: pytest.FixtureRequest, models: Callable[[Any], Path], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Pipe, Pipe]]:
-    """With a cache, and without."""
     family, kind = request.param
-    use_own_memory(monkeypatch)
-    pipe = Pipe(family, models(family), kind)
-    yield pipe, Pipe(family, models(family), "none")
-    pipe.close()
+    with cached_and_not(family, models(family), kind, monkeypatch) as both:
+        yield both
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -188,16 +185,9 @@ SETTINGS: list[dict[str, Any]] = [
 @pytest.mark.longer("two caches of two families")
 def test_caches_hold_each_choice_apart(cached: tuple[Pipe, Pipe]) -> None:
     """Pixels of one choice were another's where the name was the video's alone; one copy for all other settings."""
-    pipe, uncached = cached
-    names = set()
-    for settings in SETTINGS * 2:
-        ids, features = pipe.send([CLIP], settings)
-        expected_ids, expected = uncached.send([CLIP], settings)
-        assert ids == expected_ids
-        same(features, expected)
-        names.add(features[0].identifier)
+    names = {sent_alike(cached, [CLIP], settings)[0].identifier for settings in SETTINGS * 2}
     assert len(names) == len(SETTINGS)
-    assert pipe.held()[0] == 4  # all of it, two numbers of rows, whole frames
+    assert cached[0].held()[0] == 4  # all of it, two numbers of rows, whole frames
 
 
 def test_a_video_that_is_too_long_is_refused_before_anything_is_chosen(

@@ -16,8 +16,6 @@ pytest.importorskip("vllm")
 
 pytest.importorskip("triton")
 
-from triton.backends.compiler import GPUTarget
-
 from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.core.budget import plan
 from flashvid_vllm.models import base
@@ -28,9 +26,8 @@ from flashvid_vllm.ops import pipeline, triton_backend
 
 from ..support.engine import Clip, greedy, prompt_of
 from ..support.families import LLAVA_ONEVISION, LLAVA_VIDEO, QWEN2_5_VL, QWEN3_VL, Family
-from ..support.triton_keys import compiled
+from ..support.triton_keys import SM_90, compiled
 
-SM_90 = GPUTarget("cuda", 90, 32)
 SETTINGS = {"retention_ratio": 0.3}
 FAMILIES = [QWEN3_VL, LLAVA_ONEVISION, QWEN2_5_VL, LLAVA_VIDEO]
 

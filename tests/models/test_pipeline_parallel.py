@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Two stages of a pipeline on CPU, each of one rank or two: answers as of one process."""
 
-import multiprocessing
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from ..support.engine import (
     greedy,
     in_new_process,
     picture,
-    prepare_process,
+    prepare_process_of_ranks,
     prompt_of,
     tokens_and_logprobs,
 )
@@ -88,14 +87,11 @@ def answers_of(llm: Any, case: Case) -> list[Any]:
 
 
 def answers_of_stages(directories: dict[str, str], names: list[str]) -> dict[str, Any]:
-    """Runs in a process of its own, whose engines and ranks are its forks (see test_tensor_parallel.py)."""
+    """Runs in a process of its own."""
     from flashvid_vllm import engine_args
     from flashvid_vllm.serving.metrics import OUR_FOLDER
 
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
-    prepare_process()
-    get_context = multiprocessing.get_context
-    multiprocessing.get_context = lambda _=None: get_context("fork")  # type: ignore[assignment]
+    prepare_process_of_ranks()
     found: dict[str, Any] = {}
     before: set[Path] = set()
     for case in CASES:

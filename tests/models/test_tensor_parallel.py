@@ -2,7 +2,6 @@
 """Two tensor-parallel ranks on CPU, the encoder shared by heads or by videos: same tokens, answers as of one."""
 
 import hashlib
-import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..support.engine import (
     greedy,
     in_new_process,
     picture,
-    prepare_process,
+    prepare_process_of_ranks,
     prompt_of,
     tokens_and_logprobs,
 )
@@ -92,12 +91,8 @@ IDS = [f"{encoder}-{family.name}" for family, encoder in CASES]
 
 
 def answers_of_two(directories: dict[str, str]) -> dict[str, Any]:
-    """Runs in a process of its own, whose engines and ranks are its forks, so that all is imported once: vLLM would
-    spawn them on a CPU, for the sake of a pool of threads that this process does not have."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
-    prepare_process()
-    get_context = multiprocessing.get_context
-    multiprocessing.get_context = lambda _=None: get_context("fork")  # type: ignore[assignment]
+    """Runs in a process of its own."""
+    prepare_process_of_ranks()
     return {
         name: answers(Path(directories[family.name]), family, tensor_parallel_size=2, mm_encoder_tp_mode=encoder)
         for name, (family, encoder) in zip(IDS, CASES, strict=True)

@@ -10,20 +10,17 @@ import torch
 
 pytest.importorskip("triton")
 
-from triton.backends.compiler import GPUTarget
-
 from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.core.budget import plan
 from flashvid_vllm.ops import pipeline, triton_backend, warm_up
 from flashvid_vllm.ops.launch import frame_block
-from tests.support.triton_keys import compiled
+from tests.support.triton_keys import SM_90, compiled
 
 from .compile_gate import served
 
 if os.environ.get("TRITON_INTERPRET", "0") != "0":
     pytest.skip("interpreted and compiled modes do not share a process", allow_module_level=True)
 
-SM_90 = GPUTarget("cuda", 90, 32)
 QWEN = warm_up.Videos(torch.bfloat16, 3584, 1, 16_384, 65_536, heads=16, head_channels=80)
 SMALL = [
     QWEN,

@@ -2,6 +2,7 @@
 """vLLM's processor caches hold a video's pixels once, whatever settings ask for it, and never mix settings up."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import Lock
 from pathlib import Path
 from typing import Any
@@ -119,29 +120,42 @@ def use_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(vars(envs), "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", uuid4().hex)
 
 
+@contextmanager
+def cached_and_not(
+    family: Family, directory: Path, kind: str, patch: pytest.MonkeyPatch
+) -> Iterator[tuple[Pipe, Pipe]]:
+    """With a cache of this kind, and without."""
+    use_own_memory(patch)
+    pipe = Pipe(family, directory, kind)
+    yield pipe, Pipe(family, directory, "none")
+    pipe.close()
+
+
+def sent_alike(pipes: tuple[Pipe, Pipe], clips: list[Clip], settings: dict[str, Any]) -> list[Any]:
+    """The features of clips from the pipe with a cache, which must be those of the other."""
+    (ids, features), (expected_ids, expected) = (pipe.send(clips, settings) for pipe in pipes)
+    assert ids == expected_ids
+    same(features, expected)
+    return features
+
+
 @pytest.fixture(params=[(f, k) for f in FAMILIES for k in KINDS], ids=lambda param: f"{param[0].name}-{param[1]}")
 def pipes(
     request: pytest.FixtureRequest, models: Callable[[Any], Path], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Pipe, Pipe]]:
-    """With a cache, and without."""
     family, kind = request.param
-    use_own_memory(monkeypatch)
-    pipe = Pipe(family, models(family), kind)
-    yield pipe, Pipe(family, models(family), "none")
-    pipe.close()
+    with cached_and_not(family, models(family), kind, monkeypatch) as both:
+        yield both
 
 
 def test_one_copy_of_the_pixels_for_all_settings(pipes: tuple[Pipe, Pipe]) -> None:
     """Each of them had its own."""
-    cached, uncached = pipes
+    cached, _ = pipes
     held, names = set(), set()
     for settings in SETTINGS * 2:
-        ids, features = cached.send([CLIP], settings)
-        expected_ids, expected = uncached.send([CLIP], settings)
-        assert ids == expected_ids
-        same(features, expected)
+        (feature,) = sent_alike(pipes, [CLIP], settings)
         held.add(cached.held())
-        names.add(features[0].identifier)
+        names.add(feature.identifier)
     assert len(names) == len(SETTINGS)
     ((entries, size),) = held
     assert entries == 1
@@ -152,13 +166,9 @@ def test_one_copy_of_the_pixels_for_all_settings(pipes: tuple[Pipe, Pipe]) -> No
 
 
 def test_hits_among_several_videos(pipes: tuple[Pipe, Pipe]) -> None:
-    cached, uncached = pipes
     for clips in ([CLIP], [OTHER, CLIP], [CLIP, CLIP], [CLIP, OTHER]):
         for settings in ({"retention_ratio": 0.2 + 0.1 * len(clips)}, {"enabled": False}):
-            ids, features = cached.send(clips, settings)
-            expected_ids, expected = uncached.send(clips, settings)
-            assert ids == expected_ids
-            same(features, expected)
+            sent_alike(pipes, clips, settings)
 
 
 def test_a_uuid_names_pixels_and_not_settings(pipes: tuple[Pipe, Pipe]) -> None:

@@ -4,6 +4,7 @@
 import functools
 import gc
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -46,6 +47,15 @@ def prepare_process() -> None:
     registry._run_in_subprocess = lambda look: look()
     gc.collect()
     gc.freeze()
+
+
+def prepare_process_of_ranks() -> None:
+    """The same of a process of its own, whose engines and ranks are its forks, so that all is imported once: vLLM would
+    spawn them on a CPU, for the sake of a pool of threads that this process does not have."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    prepare_process()
+    get_context = multiprocessing.get_context
+    multiprocessing.get_context = lambda _=None: get_context("fork")  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from triton.runtime import driver
 
 from flashvid_vllm.ops.launch import compile_only
 
+SM_90 = GPUTarget("cuda", 90, 32)
+
 
 class _NoDevice:
     """A driver that knows what to compile for, and no more."""
