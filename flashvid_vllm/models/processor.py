@@ -234,13 +234,15 @@ class FlashVidProcessor:
         kwargs = dict(inputs.hf_processor_mm_kwargs)
         config = kwargs.pop(KEY)
         inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
-        token = _request.set(Request(config, len(inputs.prompt)))
+        request = Request(config, len(inputs.prompt))
+        token = _request.set(request)
         try:
             processed = super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore[misc]
         finally:
             _request.reset(token)
         if "video" not in processed.kwargs:
             return processed
+        self.check_prompt(processed.prompt_updates, request)  # where there is no cache
         row = pack_settings(config)
         # where the kept tokens are is the server's choice, but KV may be shared between servers
         original = config is not None and self.info.flashvid_server.get(POSITIONS) == ORIGINAL
@@ -269,11 +271,10 @@ class FlashVidProcessor:
     def _get_mm_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Any:
         """From whole videos; what is cached and sent of them afterwards are the pixels that the encoder computes."""
         updates = super()._get_mm_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
-        request = _request.get(None)
-        if request is not None:
-            self.check_prompt(updates, request)  # of all media, where there is no cache
         config = _asked()
         if config is not None and config.encodes_less and "video" in out_mm_kwargs:
+            request = _request.get()
+            self.check_prompt(updates, request)  # before any work on what is refused
             out_mm_kwargs["video"] = [self._encode_less(item, config) for item in out_mm_kwargs["video"]]
         return updates
 
