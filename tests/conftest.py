@@ -82,8 +82,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def forking_servers() -> Iterator[None]:
-    """Every server of a test imports vLLM once and not three times."""
-    from .support.forking_server import forking
+    """Every server of a test is a fork of a process that has imported vLLM."""
+    from .support.forks import forking
 
     with forking():
         yield

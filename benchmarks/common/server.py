@@ -136,19 +136,23 @@ class VllmServer:
         atexit.register(self.stop)
         self._catch_signals()
         try:
-            with self.log.open("wb") as log:
-                self.process = subprocess.Popen(
-                    self.command,
-                    env=self.env,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+            self.process = self.launch()
             self._wait_until_up(self.process)
         except BaseException:
             self.stop()
             raise
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """The first process of the server, in a session of its own."""
+        with self.log.open("wb") as log:
+            return subprocess.Popen(
+                self.command,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def _wait_until_up(self, process: subprocess.Popen[bytes]) -> None:
         start = time.monotonic()

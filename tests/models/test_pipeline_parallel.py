@@ -27,6 +27,7 @@ from ..support.families import (
     QWEN3_VL,
     Family,
 )
+from ..support.forks import in_fork
 
 pytestmark = [pytest.mark.slow, pytest.mark.longer("10 s a start")]
 
@@ -92,6 +93,7 @@ def answers_of_stages(directories: dict[str, str], names: list[str]) -> dict[str
     from flashvid_vllm.serving.metrics import OUR_FOLDER
 
     prepare_process_of_ranks()
+    os.environ.pop(OUR_FOLDER, None)  # of the process that this one is a fork of
     found: dict[str, Any] = {}
     before: set[Path] = set()
     for case in CASES:
@@ -127,7 +129,8 @@ def stages(
             directories = {case.family.name: str(models(case.family)) for case in cases}
             env = {"FLASHVID_RUNNER": "v2"} if runner == "v2" else {}
             folder, names = tmp_path_factory.mktemp(runner), [case.name for case in cases]
-            made[runner] = in_new_process(answers_of_stages, folder, directories, names, env=env)
+            run = in_new_process if runner == "v2" else in_fork
+            made[runner] = run(answers_of_stages, folder, directories, names, env=env)
         return made[runner]
 
     return answers

@@ -27,7 +27,8 @@ from tests.serving.contract_releases import fetch, installed, releases
 from tests.serving.overlay import ROOT, Overlay, make
 from tests.support.junit import Row, rows_of
 
-V1 = ["models/test_engine_oracle.py", "models/test_families.py", "serving/test_server.py"]
+ENCODER = ["models/test_encode_less_answers.py"]
+V1 = ["models/test_engine_oracle.py", "models/test_families.py", "models/test_stages.py", "serving/test_server.py"]
 
 
 def run_tests(overlay: Overlay, runner: str, tests: Sequence[str], options: Iterable[str]) -> list[Row]:
@@ -63,9 +64,9 @@ def check(release: str, workers: int) -> bool:
     if "version" in found:
         options = ["-p", "tests.support.any_vllm"] if refusal else []
         split = ["-n", str(workers), "--dist", "loadscope", "--no-loadscope-reorder"] if workers > 1 else []
-        rows += run_tests(overlay, "V1", V1, [*options, *split])
+        rows += run_tests(overlay, "V1", V1 + ENCODER, [*options, *split])
         if importlib.util.find_spec("triton"):
-            rows += run_tests(overlay, "V2", SOME, [*options, "-p", "no:xdist"])
+            rows += run_tests(overlay, "V2", SOME + ENCODER, [*options, "-p", "no:xdist"])
         else:
             print("V2 needs Triton, which is not installed")
     print(table(f"vLLM {overlay.version}: its Python on the compiled parts of {vllm_version()}", rows))

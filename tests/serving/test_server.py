@@ -3,9 +3,8 @@
 
 import concurrent.futures
 import json
+import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +21,7 @@ from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.core.budget import plan
 
 from ..core.test_settings import BAD_REQUESTS
-from ..support.forking_server import forking
+from ..support.forks import Fork, forking, serve
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
@@ -272,12 +271,10 @@ def test_the_log_says_once_what_is_on(server: VllmServer) -> None:
 
 
 @pytest.mark.longer("a process of its own; tests/serving/test_cli.py has the refusals")
-def test_a_refusal_ends_the_command(sharp_model: Path) -> None:
-    options = ["--plugin", "flashvid", "--video-pruning-rate", "0.5"]
-    vllm = Path(sys.executable).parent / "vllm"
-    done = subprocess.run([vllm, "serve", sharp_model, *options], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "--video-pruning-rate 0.5" in done.stderr
+def test_a_refusal_ends_the_command(sharp_model: Path, tmp_path: Path) -> None:
+    command = ["serve", str(sharp_model), "--plugin", "flashvid", "--video-pruning-rate", "0.5"]
+    assert Fork(serve, [command], os.environ, tmp_path / "log").wait(120) == 2
+    assert "--video-pruning-rate 0.5" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.longer("one more server")

@@ -4,7 +4,6 @@
 import concurrent.futures
 import os
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.core.budget import plan
 
 from ..support.families import LLAVA_ONEVISION, LLAVA_VIDEO, QWEN3_VL, Family
-from ..support.forking_server import forking
 from .test_server import SERVE, ask, metrics_of
 
 pytest.importorskip("vllm")
@@ -92,6 +90,7 @@ def finished_by_engine(server: VllmServer) -> dict[str, float]:
     return finished
 
 
+@pytest.mark.usefixtures("forking_servers")
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a core for each engine")
 def test_two_data_parallel_engines(tmp_path: Path) -> None:
     """Whichever engine answers, the answer and the usage are those of one engine."""
@@ -104,9 +103,7 @@ def test_two_data_parallel_engines(tmp_path: Path) -> None:
         options = ["--plugin", "flashvid", *SERVE]
         if engines == 2:
             options += ["--data-parallel-size", "2"]
-        with ExitStack() as stack:
-            with forking() if engines == 1 else nullcontext():
-                server = stack.enter_context(VllmServer(directory, *options))
+        with VllmServer(directory, *options) as server:
 
             def answer(request: tuple[Path, float], server: VllmServer = server) -> tuple[str, int]:
                 done = ask(server, {"retention_ratio": request[1]}, request[0], max_tokens=8)

@@ -1,11 +1,30 @@
 # SPDX-License-Identifier: MIT
-"""Triton's interpreter, for processes that run kernels in it: twice as fast, and with masks of any kind."""
+"""Triton's interpreter, for processes that run kernels in it: three times as fast, and with masks of any kind."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 
-def patch_once_a_launch() -> None:
+def hasten() -> None:
+    """Leave out what the interpreter does for nothing: half of all time and more."""
+    _patch_once_a_launch()
+    from triton.language import dtype
+    from triton.runtime import interpreter
+
+    # whether sums of integers overflow is computed, and asserted with `debug` alone
+    options = interpreter.InterpreterOptions(sanitize_overflow=False)
+    interpreter.interpreter_builder.options = options
+    numpy_type = functools.cache(interpreter._get_np_dtype)  # makes a table of all types each time
+    address = numpy_type(interpreter.tl.uint64)
+
+    def looked_up(type_: dtype) -> Any:
+        return address if type_.scalar.is_ptr() else numpy_type(type_.scalar)
+
+    interpreter._get_np_dtype = looked_up
+
+
+def _patch_once_a_launch() -> None:
     """Let the interpreter put its own in the place of what is in triton.language once a launch, for each set of modules
     that functions inside a kernel see. It looks again at every call of such a function, finds next to nothing left to
     do, and takes half of all time for it."""

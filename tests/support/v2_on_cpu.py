@@ -9,7 +9,7 @@ With FLASHVID_RUNNER=v2 in the environment tests/conftest.py, and tests/support/
 import os
 import sys
 
-from .interpreter import patch_once_a_launch, take_any_mask
+from .interpreter import hasten, take_any_mask
 
 installed: list[bool] = []
 
@@ -36,7 +36,7 @@ def install() -> None:
 
     backends["cpu"] = Backend(compiler=None, driver=_Driver)
     take_any_mask()
-    patch_once_a_launch()
+    hasten()
 
     from vllm.model_executor.models import qwen3_vl
 

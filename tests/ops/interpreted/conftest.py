@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.interpreter import patch_once_a_launch
+from tests.support.interpreter import hasten
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FULL = os.environ.get("FLASHVID_TESTS") == "full"
@@ -75,7 +75,7 @@ def _as_a_gpu_computes() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _faster() -> None:
-    patch_once_a_launch()
+    hasten()
 
 
 @pytest.fixture
