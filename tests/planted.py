@@ -69,7 +69,7 @@ FAULTS = [
     Fault(PLUGIN + "core/budget.py", "max(rows_per_frame * num_blocks,", "max(rows_per_frame,", "choice"),
     Fault(PLUGIN + "core/choice.py", "key=lambda t: (-change[t], t)", "key=lambda t: t", "choice"),
     Fault(PLUGIN + "models/encode_less.py", "[reuse.rows]", "[: len(reuse.rows)]", "encode_less"),
-    Fault(PLUGIN + "models/encode_less.py", ".add_(pool * pool // 2)", "", "encode_less"),
+    Fault(PLUGIN + "core/levels.py", ".add_(pool * pool // 2)", "", "encode_less"),
     Fault(PLUGIN + "models/processor.py", "name_of_pixels(name, config, piece) for", "name for", "encode_less"),
     Fault(PLUGIN + "models/processor.py", "most, self.info.flashvid_shares)", "num_frames, 1)", "encode_less"),
     # rows that others stand for

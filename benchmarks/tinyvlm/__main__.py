@@ -111,8 +111,9 @@ def tune(options: argparse.Namespace) -> None:
 
 def encode_less(options: argparse.Namespace) -> None:
     """Questions about the first test videos where the encoder computes a share of their patches."""
-    Store("test", encoder.VIDEOS).fill()
-    encoder.write(encoder.run(load_weights(options.weights), CACHE), options.results)
+    videos = min(options.test, encoder.VIDEOS)
+    Store("test", videos).fill()
+    encoder.write(encoder.run(load_weights(options.weights), CACHE, videos), options.results)
 
 
 def everything(options: argparse.Namespace) -> None:

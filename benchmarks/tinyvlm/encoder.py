@@ -7,6 +7,7 @@ written a second time.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from flashvid_vllm import FlashVidConfig
-from flashvid_vllm.ops.reuse import choose_rows
+from flashvid_vllm.core.choice import choose
+from flashvid_vllm.core.levels import PixelScale, frame_rows
 
 from ..common import clip_model
 from ..common.record import Cells
@@ -29,11 +31,19 @@ from .grid import PLAIN, SPREAD, Cell, chosen
 from .model import TinyVlm
 from .progress import progress
 from .questions import FAMILIES, Question
-from .scenes import render
+from .scenes import Video, render
 from .stats import interval, mcnemar
 
 VIDEOS = 60
-SHARES: dict[str, float | None] = {"all": 1.0, "0.5": 0.5, "0.25": 0.25, "auto": None}
+ENCODERS = {
+    "all": FlashVidConfig(),
+    "0.5": FlashVidConfig(encoder_ratio=0.5),
+    "0.25": FlashVidConfig(encoder_ratio=0.25),
+    "auto": FlashVidConfig(encoder_ratio="auto"),
+    "frames 0.5": FlashVidConfig(encoder_ratio=0.5, encoder_reuse="frames"),
+    "frames 0.25": FlashVidConfig(encoder_ratio=0.25, encoder_reuse="frames"),
+}
+CAMERAS = ("still", "running", "panned", "cut")
 PATCH = 16  # pixels of a side
 
 
@@ -45,10 +55,21 @@ def settings() -> list[Cell]:
     return cells
 
 
-def patches(frames: np.ndarray) -> Tensor:
-    """Frames [T, 224, 224, 3] uint8 -> their patches [T, 196, 768] uint8, channels first in each."""
-    x = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    return x.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+def standing(frames: np.ndarray, config: FlashVidConfig) -> Tensor:
+    """The frame [T, 196] whose patch stands for each of frames [T, 224, 224, 3] uint8, as the plugin chooses it."""
+    rows = frame_rows(torch.from_numpy(frames).permute(0, 3, 1, 2), PATCH)
+    reuse = choose(PixelScale([0.0] * 3, [1.0] * 3).levels(rows), [0], config)
+    return (reuse.rows[reuse.source] // PATCHES).unflatten(0, (len(frames), -1))
+
+
+def camera(video: Video) -> str:
+    """What a video's background does: one of CAMERAS. What a running one shows may move by itself, the camera too."""
+    views = [frame.view for frame in video]
+    if len({(view.source, view.side, view.mirror) for view in views}) > 1:
+        return "cut"
+    if len({view.left for view in views}) > 1:
+        return "panned"
+    return "running" if len({view.index for view in views}) > 1 else "still"
 
 
 @torch.inference_mode()
@@ -87,98 +108,148 @@ def encode(tower: Any, frames: np.ndarray, position: Tensor) -> tuple[Tensor, Te
     return hidden[whole[:, 1:]], received
 
 
+def asked(videos: int) -> dict[int, list[Question]]:
+    """All questions about each of the first test videos: what it costs is to encode them."""
+    everything = chosen("test", data.SIZES["test"], quota=sys.maxsize)
+    return {number: questions for number, questions in everything.items() if number < videos}
+
+
 def run(model: TinyVlm, root: Path, videos: int = VIDEOS) -> dict[str, Any]:
-    """Every share on the first ``videos`` test videos. Raises RuntimeError without the features of the whole."""
-    store, questions = Store("test", videos, root), chosen("test", videos)
+    """Every setting on the first ``videos`` test videos. Raises RuntimeError without the features of the whole."""
+    return summarise(answer(model, root, videos), asked(videos))
+
+
+def answer(model: TinyVlm, root: Path, videos: int) -> Cells:
+    """The answers that `run` sums up, those that are missing made."""
+    store, questions = Store("test", videos, root), asked(videos)
     store.require()
     tower = clip_model.tower(clip_model.load())
-    path = results_file(model, "test", questions, root)
+    path = results_file(model, "test", asked(data.SIZES["test"]), root)
     answers = answers_in(path.with_stem(f"encoder-{path.stem}"))
-    keys = {name: [f"{name}: {cell.key}" for cell in settings()] for name in SHARES}
-    with progress("answers", len(SHARES) * len(questions)) as advance:
-        for number in questions:
-            frames = render(data.video("test", number))
-            for name, share in SHARES.items():
-                if any((key, number) not in answers.known for key in keys[name]):
-                    found = _answer(model, tower, store, frames, share, number, questions[number])
-                    for key, entry in zip(keys[name], found, strict=True):
-                        answers.add({"cell": key, "video": number, **entry})
-                advance()
-    return summarise(answers, questions, keys)
+    todo = [
+        (number, name)
+        for number in questions
+        for name in ENCODERS
+        if any((key, number) not in answers.known for key in keys_of(name))
+    ]
+    with progress("answers", len(todo)) as advance:
+        for number, name in todo:
+            found = _answer(model, tower, store, ENCODERS[name], number, questions[number])
+            for key, entry in zip(keys_of(name), found, strict=True):
+                answers.add({"cell": key, "video": number, **entry})
+            advance()
+    return answers
+
+
+def keys_of(name: str) -> list[str]:
+    """The names in files of everything that is answered behind one encoder."""
+    return [f"{name}: {cell.key}" for cell in settings()]
 
 
 def _answer(
-    model: TinyVlm,
-    tower: Any,
-    store: Store,
-    frames: np.ndarray,
-    share: float | None,
-    number: int,
-    questions: Sequence[Question],
+    model: TinyVlm, tower: Any, store: Store, config: FlashVidConfig, number: int, questions: Sequence[Question]
 ) -> list[dict[str, Any]]:
-    rows = frames.shape[0] * PATCHES
-    if share == 1:
-        features, attention, computed = store.features(number), store.attention(number), rows
-    else:
-        least = None if share is None else max(PATCHES, int(share * rows))
-        position = choose_rows(patches(frames), [0], least)
-        features, attention = encode(tower, frames, position)
-        computed = int((position == torch.arange(len(frames))[:, None]).sum())
+    features, attention, computed = store.features(number), store.attention(number), 1.0
+    if config.encodes_less:
+        frames = render(data.video("test", number))
+        position = standing(frames, config)
+        own = torch.arange(len(frames))[:, None]
+        computed = float((position == own).float().mean())
+        if config.encoder_reuse == "frames":  # a frame attends within itself alone
+            features, attention = features[position[:, 0]], attention[position[:, 0]]
+        else:
+            features, attention = encode(tower, frames, position)
     video = Encoded(model.video_tokens(features), pool(attention))
     entries = []
     for cell in settings():
         tokens, place = cell.tokens(video)
         found = right(model, tokens, questions, place, video.tokens.shape[0] * video.tokens.shape[1])
-        entries.append({"right": found, "computed": computed / rows})
+        entries.append({"right": found, "computed": computed})
     return entries
 
 
-def summarise(answers: Cells, questions: dict[int, list[Question]], keys: dict[str, list[str]]) -> dict[str, Any]:
+def summarise(answers: Cells, questions: dict[int, list[Question]]) -> dict[str, Any]:
     """Accuracies, and paired differences from the same compression behind the whole encoder, with 95 % intervals."""
-    family = np.array([q.family for asked in questions.values() for q in asked])
-    video = np.array([n for n, asked in questions.items() for _ in asked])
     found = {(answer["cell"], answer["video"]): answer for answer in answers.cells}
-    right_of = {
-        key: np.array([x for n in questions for x in found[key, n]["right"]]) for part in keys.values() for key in part
-    }
+    pairs = [(n, question) for n, entries in questions.items() for question in entries]
+    family = np.array([question.family for _, question in pairs])
+    video = np.array([n for n, _ in pairs])
+    numbers = np.unique(video).tolist()
+    moves = np.array([camera(data.video("test", n)) for n, _ in pairs])
     rows = []
-    for name, part in keys.items():
-        for cell, key, whole in zip(settings(), part, keys["all"], strict=True):
-            x, y = right_of[key], right_of[whole]
+    for name in ENCODERS:
+        for cell, key, whole in zip(settings(), keys_of(name), keys_of("all"), strict=True):
+            x, y = (np.array([r for n in numbers for r in found[k, n]["right"]]) for k in (key, whole))
             difference = x.astype(float) - y
             row: dict[str, Any] = {"encoder": name, "setting": cell.key, "accuracy": float(x.mean())}
-            row["computed"] = float(np.mean([found[key, n]["computed"] for n in questions]))
+            row["computed"] = float(np.mean([found[key, n]["computed"] for n in numbers]))
             row["minus whole"] = [float(difference.mean()), *interval(difference, video)]
             row["p"] = mcnemar(x, y)
-            row["families"] = {
-                f: [float(x[family == f].mean()), float(difference[family == f].mean())]
-                for f in FAMILIES
-                if f in family
-            }
+            for part, kinds, names in (("families", family, FAMILIES), ("cameras", moves, CAMERAS)):
+                row[part] = {
+                    kind: {
+                        "questions": int(mask.sum()),
+                        "accuracy": float(x[mask].mean()),
+                        "minus whole": [float(difference[mask].mean()), *interval(difference[mask], video[mask])],
+                        "computed": float(
+                            np.mean([found[key, n]["computed"] for n in np.unique(video[mask]).tolist()])
+                        ),
+                    }
+                    for kind in names
+                    if (mask := kinds == kind).any()
+                }
             rows.append(row)
-    return {"questions": len(family), "videos": len(questions), "rows": rows}
+    return {"questions": len(pairs), "videos": len(numbers), "rows": rows}
+
+
+INTRODUCTION = """\
+# A share of the encoder's work
+
+{questions} questions about the first {videos} test videos, in percent. **computed**: patches that went through CLIP's
+projections and MLPs, chosen as the plugin does; `frames`: whole frames. **- whole**: the difference, on
+the same questions, from the same compression behind the whole encoder, with its 95 % interval (bootstrap over videos)
+and McNemar's p. `spread`: `positions` original. By family the accuracy, and that difference.
+"""
+BY_CAMERA = """
+## By what the camera does
+
+A video's background is one frame of a real clip (still), the clip (running: streets, towers, men, the Earth; some of
+these cameras move), a window that moves over the clip (panned), or two of these (cut). The share computed, and the
+difference from the whole encoder with its interval.
+"""
 
 
 def write(found: dict[str, Any], folder: Path) -> None:
     """Write encoder.json and encoder.md."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "encoder.json").write_text(json.dumps(found, indent=1) + "\n")
-    families = list(found["rows"][0]["families"])
-    lines = [
-        "# A share of the encoder's work",
-        "",
-        f"{found['questions']} questions about the first {found['videos']} test videos, in percent. `computed`: the",
-        "patches that went through CLIP's projections and MLPs. `- whole`: the difference, on the same questions, from",
-        "the same compression behind the whole encoder, with its 95 % interval (bootstrap over videos) and McNemar's",
-        "p; by family the accuracy, and that difference.",
-        "",
-        "| encoder | computed | behind it | accuracy | - whole | p | " + " | ".join(families) + " |",
-        "|---|---:|---|---:|---:|---:|" + "---:|" * len(families),
-    ]
-    for row in found["rows"]:
-        mean, low, high = (100 * x for x in row["minus whole"])
+    rows = found["rows"]
+    families, cameras = (list(rows[0][part]) for part in ("families", "cameras"))
+    head = ["encoder", "computed", "behind it", "accuracy", "- whole", "p", *families]
+    lines = [INTRODUCTION.format(**found), _line(head), _rule(3, len(head))]
+    for row in rows:
         cells = [row["encoder"], f"{row['computed']:.3f}", row["setting"], f"{100 * row['accuracy']:.1f}"]
-        cells += [f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]", f"{row['p']:.2f}"]
-        cells += [f"{100 * a:.0f} ({100 * d:+.0f})" for a, d in row["families"].values()]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells += [_difference(row["minus whole"]), f"{row['p']:.2f}"]
+        cells += [f"{100 * f['accuracy']:.0f} ({100 * f['minus whole'][0]:+.0f})" for f in row["families"].values()]
+        lines.append(_line(cells))
+    counts = rows[0]["cameras"]
+    head = ["encoder", "behind it", *(f"{kind} ({counts[kind]['questions']} questions)" for kind in cameras)]
+    lines += [BY_CAMERA, _line(head), _rule(2, len(head))]
+    for row in rows:
+        if row["encoder"] != "all":
+            cells = [f"{c['computed']:.2f}: {_difference(c['minus whole'])}" for c in row["cameras"].values()]
+            lines.append(_line([row["encoder"], row["setting"], *cells]))
     (folder / "encoder.md").write_text("\n".join([*lines, ""]))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _rule(left: int, columns: int) -> str:
+    return "|" + "---|" * left + "---:|" * (columns - left)
+
+
+def _difference(found: Sequence[float]) -> str:
+    mean, low, high = (100 * x for x in found)
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"

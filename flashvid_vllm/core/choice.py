@@ -16,6 +16,7 @@ from flashvid_vllm.core.config import AUTO, FlashVidConfig
 from flashvid_vllm.core.reuse import Reuse
 from flashvid_vllm.ops.reuse import UNEXPLAINED, choose_rows
 
+CHOICE_FRAMES = 128  # of a block at the most: what choosing among them costs grows with the third power
 CUT = 24  # levels: mean distance of neighbouring frames above which nothing is copied from one to the other
 
 

@@ -28,6 +28,7 @@ from .processor_cache import FIELD, FULL_EMBEDS
 from .reuse import take_reuses, why_not
 
 logger = logging.getLogger("vllm.plugins.flashvid")
+_SHOWN = ("method", "retention_ratio", "token_budget", "encoder_ratio", "encoder_reuse")  # in the metrics
 
 
 class FlashVidModel:
@@ -168,6 +169,6 @@ def _metrics(vllm_config: VllmConfig, server: Mapping[str, Any]) -> counting.Cou
     config = resolve({**server, ENABLED: True}, None, FAMILIES[vllm_config.model_config.architecture].preset)
     assert config is not None
     backend = ops.choose_backend(config.backend, vllm_config.device_config.device)
-    shown = {name: getattr(config, name) for name in ("method", "retention_ratio", "token_budget")}
+    shown = {name: getattr(config, name) for name in _SHOWN}
     on = {ENABLED: server.get(ENABLED, True), REQUEST_OVERRIDES: server.get(REQUEST_OVERRIDES, True)}
     return counting.make_counter({**shown, BACKEND: backend, **on})

@@ -12,10 +12,10 @@ from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from ..core.choice import CHOICE_FRAMES
 from ..core.settings import MAX_VIDEO_TOKENS
 
 LONGEST_TOKENS = 65_536  # 334 frames of LLaVA-OneVision's; Qwen's own limit for a video is 57,600
-CHOICE_FRAMES = 128  # what choosing among them costs grows with the third power
 LONGEST_BYTES = 2**30  # of features, which are wide with DeepStack
 
 

@@ -32,6 +32,7 @@ from vllm.multimodal.processing.context import InputProcessingContext
 
 from ..core.budget import Budget, plan
 from ..core.config import ENCODER_SETTINGS, FlashVidConfig
+from ..core.levels import PixelScale
 from ..core.settings import (
     ENABLED,
     ENCODER_SHARES,
@@ -46,7 +47,7 @@ from ..core.settings import (
     resolve,
 )
 from . import FAMILIES, pieces
-from .encode_less import PixelScale, encode_less, name_of_pixels
+from .encode_less import encode_less, name_of_pixels
 from .processor_cache import add_ours, known_updates, name_of
 from .reuse import refuse_rows
 
@@ -191,12 +192,7 @@ class FlashVidProcessor:
 
     @cached_property
     def _pixel_scale(self) -> PixelScale:
-        video_processor = self.info.get_hf_processor().video_processor
-        rescaled = 1.0 if video_processor.do_rescale else 1 / 255
-        if not video_processor.do_normalize:
-            return PixelScale([0.0] * 3, [rescaled] * 3)
-        mean, std = video_processor.image_mean, video_processor.image_std
-        return PixelScale([x * rescaled for x in mean], [x * rescaled for x in std])
+        return PixelScale.of(self.info.get_hf_processor().video_processor)
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """Start-up measures memory on the largest thing a request may ask for: a video left as it is."""

@@ -54,10 +54,3 @@ def test_a_patch_that_is_another_frames_gets_that_ones_pixels_and_place(tower: A
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
     other = (ours[1] - theirs[1]).norm() / theirs[1].norm()
     assert 0 < other < 0.3  # the others see that state, and not what frame 1 would have made of the pixels
-
-
-def test_patches_are_what_the_tower_cuts(frames: np.ndarray) -> None:
-    cut = encoder.patches(frames)
-    assert cut.shape == (3, 196, 768)
-    expected = frames[1][16:32, 32:48].transpose(2, 0, 1)
-    assert np.array_equal(cut[1, 16].view(3, 16, 16).numpy(), expected)

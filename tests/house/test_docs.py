@@ -304,7 +304,7 @@ def test_every_metric_has_its_row(tmp_path: Path) -> None:
     assert {row[0].strip("`"): row[1].split(",")[0] for row in rows} == there
     (labels,) = [row[2] for row in rows if "settings_info" in row[0]]
     given = (ROOT / "flashvid_vllm" / "models" / "base.py").read_text()
-    shown = re.search(r"for name in \((.*?)\)}", given)
+    shown = re.search(r"_SHOWN = \((.*?)\)", given)
     assert shown
     assert "return counting.make_counter({**shown, BACKEND: backend, **on})" in given
     assert "on = {ENABLED: " in given

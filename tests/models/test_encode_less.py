@@ -13,8 +13,9 @@ from torch import Tensor
 pytest.importorskip("vllm")
 
 from flashvid_vllm.core.config import ENCODER_SETTINGS, FlashVidConfig
+from flashvid_vllm.core.levels import PixelScale
 from flashvid_vllm.models import pieces
-from flashvid_vllm.models.encode_less import PIXELS, ROWS, SOURCE, PixelScale
+from flashvid_vllm.models.encode_less import PIXELS, ROWS, SOURCE
 from flashvid_vllm.models.processor import pack_settings, unpack_settings
 from flashvid_vllm.models.processor_cache import FIELD
 from flashvid_vllm.models.reuse import take_reuses

@@ -86,7 +86,8 @@ def test_metrics_count_what_is_compressed(server: VllmServer) -> None:
     Plain videos and those kept whole do not count."""
     video, num_frames, tokens_per_frame = clip("carphone"), 4, 6 * 5
     before = metrics_of(server)
-    info = "backend=native enabled=True method=flashvid request_overrides=True retention_ratio=0.25"
+    info = "backend=native enabled=True encoder_ratio=1.0 encoder_reuse=tokens method=flashvid request_overrides=True"
+    info += " retention_ratio=0.25"
     assert before[f"flashvid:settings_info {info}"] == 1
     for settings in (None, {"retention_ratio": 0.125}, None, {"enabled": False}, {"retention_ratio": 1}):
         ask(server, settings, video)
@@ -290,7 +291,8 @@ def test_a_server_closed_to_requests(sharp_model: Path) -> None:
         assert gained["flashvid:videos_total"] == gained["flashvid:compression_seconds_count"] == 1
         assert gained["flashvid:video_tokens_in_total"] == 10 * 23 * 10
         assert gained["flashvid:video_tokens_out_total"] == 50
-        labels = "backend=native enabled=True method=flashvid request_overrides=False token_budget=50"
+        labels = "backend=native enabled=True encoder_ratio=1.0 encoder_reuse=tokens method=flashvid"
+        labels += " request_overrides=False token_budget=50"
         assert before[f"flashvid:settings_info {labels}"] == 1
         for settings in ({"retention_ratio": 0.5}, {"enabled": False}):
             with pytest.raises(openai.BadRequestError, match="--no-flashvid-request-overrides"):

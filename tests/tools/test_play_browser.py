@@ -121,6 +121,12 @@ def test_a_clip_is_dropped_and_both_columns_answer(table: Table) -> None:
     table.column("compressed").locator(".one").click()
     expect(table.prompt("compressed")).to_have_text(str(TEXT_TOKENS + 77))
     assert table.fake.asked[-1]["mm_processor_kwargs"] == {"flashvid": {"token_budget": 77, "method": "tome"}}
+    for value, sent in (("0.25", 0.25), ("auto", "auto")):
+        page.select_option("#encoder", value)
+        table.column("compressed").locator(".one").click()
+        expect(table.column("compressed").locator("tbody td:nth-child(2)").first).to_contain_text("encoder ")
+        expect(table.column("compressed")).not_to_have_attribute("aria-busy", "true")
+        assert table.fake.asked[-1]["mm_processor_kwargs"]["flashvid"]["encoder_ratio"] == sent
     assert table.problems == []
 
 

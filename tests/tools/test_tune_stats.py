@@ -3,6 +3,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,6 +91,9 @@ def test_how_many_videos_would_do() -> None:
     assert stats.videos_needed(0.98, 0.9, 0.98, 50) is None
 
 
+HALF, AUTO_ENCODER = {"encoder_ratio": 0.5}, {"encoder_ratio": "auto"}
+
+
 def row(ratio: float, agreement: Estimate, videos: int = 100, likelihood: Estimate | None = None) -> Row:
     tokens = 1000 * ratio
     return Row(
@@ -153,6 +157,15 @@ def test_more_videos_are_no_promise_of_success() -> None:
     assert "may do as well" not in advise(rows, 0.98, AGREEMENT, "m", None).sentence
 
 
+def test_of_as_many_tokens_the_least_encoder_is_advised() -> None:
+    """Fault: a share of the encoder's work that is never advised, or "auto" before a share that is known."""
+    good = row(0.1, (0.99, 0.985, 1))
+    rows = [replace(good, setting=Setting({"retention_ratio": 0.1, **more})) for more in ({}, AUTO_ENCODER, HALF)]
+    options = "--plugin flashvid --flashvid-retention-ratio 0.1 --flashvid-encoder-ratio"
+    assert advise(rows, 0.98, AGREEMENT, "m", None).options == f"{options} 0.5"
+    assert advise(rows[:2], 0.98, AGREEMENT, "m", None).options == f"{options} auto"
+
+
 def test_likelihood_may_decide() -> None:
     rows = [row(0.25, (0.1, 0, 0.2), likelihood=(0.99, 0.985, 1))]
     assert advise(rows, 0.98, AGREEMENT, "m", None).verdict == NONE
@@ -173,6 +186,14 @@ def test_settings_become_options_of_a_server() -> None:
 
     served = parser.parse_args(shlex.split(setting.options())).mm_processor_kwargs["flashvid"]
     assert served == {"token_budget": 64, "method": "adts", "min_segments": 1, "positions": "original"}
+    less = settings([0.1], [], [], {}, None, [0.25, "auto"])
+    assert [setting.name for setting in less] == ["R = 0.1, encoder 0.25", "R = 0.1, encoder auto"]
+    assert less[1].options() == "--plugin flashvid --flashvid-retention-ratio 0.1 --flashvid-encoder-ratio auto"
+    assert less[0].key != less[1].key
+    with pytest.raises(UserError, match="both give encoder_ratio"):
+        settings([0.1], [], [], {"encoder_ratio": 1}, None, [0.25])
+    with pytest.raises(UserError, match="encoder_ratio must be a number"):
+        settings([0.1], [], [], {}, None, [0.0])
     (setting,) = settings([0.1], [], [], {}, "consecutive")
     assert setting.options() == "--plugin flashvid --flashvid-retention-ratio 0.1"
     with pytest.raises(UserError, match="fastv"):

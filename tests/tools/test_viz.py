@@ -3,6 +3,7 @@
 
 import base64
 import json
+import math
 import re
 import subprocess
 import sys
@@ -62,7 +63,8 @@ def made_up(frames: int, rows: int, columns: int) -> features.Encoded:
     still = torch.randn(1, rows * columns, 16, generator=generator)
     noise = torch.randn(frames, rows * columns, 16, generator=generator)
     attention = torch.rand(frames, rows * columns, generator=generator)
-    return features.Encoded(still + 0.4 * noise, attention, (rows, columns), 1, {})
+    levels = torch.full((frames, 2 * rows * columns, 3), 80, dtype=torch.uint8)  # two rows of the tower to a token
+    return features.Encoded(still + 0.4 * noise, attention, (rows, columns), 1, {}, levels, (rows, 2 * columns))
 
 
 def made_up_scene(frames: int = 6, config: FlashVidConfig | None = None, height: int = 60, width: int = 90) -> Scene:
@@ -98,6 +100,15 @@ def test_a_models_features_and_attention_are_the_oracles(model: Callable[[str], 
     width = got.features.shape[2]  # DeepStack's levels lie behind
     torch.testing.assert_close(got.features.cpu(), expected[..., :width], rtol=0, atol=1e-5)
     torch.testing.assert_close(got.attention.cpu(), attention, rtol=1e-4, atol=0)
+    # the pixels that are chosen from: each at its place, of this brightness
+    assert got.levels.shape[:2] == (len(got.features), math.prod(got.row_grid))
+    pictures = clip.frames()[:: got.frames_each]
+    side = (WIDTH, HEIGHT) if kind.startswith("qwen") else (112, 112)
+    rows, columns = got.row_grid
+    small = np.stack([cv2.resize(cv2.resize(p, side), (columns, rows), interpolation=cv2.INTER_AREA) for p in pictures])
+    seen = got.levels.float().mean(2).view(-1, rows, columns).numpy()
+    assert np.corrcoef(seen.ravel(), small.mean(3).ravel())[0, 1] > 0.9
+    assert abs(seen.mean() - small.mean()) < 4
 
 
 @torch.inference_mode()
@@ -293,6 +304,28 @@ def test_segments_are_those_of_the_compression() -> None:
     assert scene.segment[-1] == 3
     assert len(scene.cuts()) == 3
     assert page_data(scene)["flashvid"]
+
+
+def test_what_the_encoder_copies_is_hatched(tmp_path: Path) -> None:
+    """Fault: patches of another place or frame, or of the tokens' grid; a page or picture that breaks on it."""
+    pytest.importorskip("matplotlib")
+    read = Frames(np.zeros((6, 60, 90, 3), dtype=np.uint8), list(range(6)), 10.0)
+    encoded = made_up(6, 4, 5)
+    encoded.levels[4:, 13] = 250  # the second row, fourth of ten columns: changes once
+    config = FlashVidConfig(retention_ratio=0.3, encoder_ratio=41 / 240)
+    scene = make_scene("title", "model", read, encoded, config)
+    assert scene.computed is not None
+    assert scene.computed.shape == (6, 4, 10)
+    assert scene.computed.sum(0)[1, 3] == 2
+    assert scene.computed.sum() == 41
+    assert (scene.computed.sum(0) >= 1).all()
+    assert dict(scene.facts)["encoder"] == "41 of 240 patches computed (17.1 %)"
+    assert (np.array(page_data(scene)["copied"]) == ~scene.computed).all()
+    write_sheet(scene, tmp_path / "less.png")
+    write_sheet(made_up_scene(), tmp_path / "all.png")
+    assert page_data(made_up_scene())["copied"] == []
+    less, whole = (cv2.imread(str(tmp_path / name)) for name in ("less.png", "all.png"))
+    assert less.shape == whole.shape
 
 
 def test_a_peer_has_no_segments_and_drops_tokens() -> None:

@@ -18,6 +18,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItem
 from vllm.multimodal.parse import VideoProcessorItems
 
 from ...core.compress import CompressedVideo
+from ...core.levels import frame_rows
 from ...core.reuse import Reuse
 from ...core.settings import KEY
 from ..attention import frame_attention, watch_attention
@@ -54,10 +55,9 @@ class LlavaProcessor(FlashVidProcessor):
         return n, n
 
     def encoder_rows(self, item: MultiModalKwargsItem) -> Tensor:
-        """A patch each: [T, P, 1, 3, 1, p, p]; pixels that a convolution of this stride leaves over are not in it."""
+        """A patch each: [T, P, 1, 3, 1, p, p]."""
         side = self.info.get_hf_config().vision_config.patch_size
-        patches = item["pixel_values_videos"].data.unfold(2, side, side).unfold(3, side, side)  # [T, 3, h, w, p, p]
-        return patches.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)[:, :, None, :, None]
+        return frame_rows(item["pixel_values_videos"].data, side)
 
     def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
         videos, kwargs = inputs.mm_data_items.get("video"), inputs.hf_processor_mm_kwargs

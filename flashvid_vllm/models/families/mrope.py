@@ -13,6 +13,7 @@ from vllm.config import VllmConfig
 from vllm.multimodal.inputs import MultiModalKwargsItem
 
 from ...core.config import FlashVidConfig
+from ...core.levels import merged_rows
 from ...core.settings import ENABLED, KEY
 from ..full_positions import FullPositionsModel
 from ..positions import CHANNELS, LAST_DELTA, LIMIT, append_positions
@@ -34,9 +35,8 @@ class MRopeProcessor(FlashVidProcessor):
     def encoder_rows(self, item: MultiModalKwargsItem) -> Tensor:
         """A row is what is merged into one token: [T, P, 4, 3, 2, 14, 14]."""
         vision = self.info.get_hf_config().vision_config
-        merged, side = vision.spatial_merge_size**2, vision.patch_size
-        pixels = item["pixel_values_videos"].data.unflatten(1, (-1, vision.temporal_patch_size, side, side))
-        return pixels.unflatten(0, (*self.video_grid(item), merged))
+        sizes = (vision.spatial_merge_size**2, vision.temporal_patch_size, vision.patch_size)
+        return merged_rows(item["pixel_values_videos"].data, self.video_grid(item), *sizes)
 
     def check_prompt(self, updates: Mapping[str, Sequence[Sequence[Any]]], request: Request) -> None:
         """As `FlashVidProcessor.check_prompt`, and if a video is to be compressed and all of them span more position

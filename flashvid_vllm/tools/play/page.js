@@ -217,17 +217,21 @@ const seconds = (value) => `${value.toFixed(value < 10 ? 2 : 1)} s`;
 function brief(settings) {
   if (settings.enabled === false) return "plain";
   const size = "token_budget" in settings ? `${settings.token_budget} tokens` : `${Math.round(100 * settings.retention_ratio)} %`;
-  return settings.method === "flashvid" ? size : `${size}, ${settings.method}`;
+  const parts = [size, ...(settings.method === "flashvid" ? [] : [settings.method])];
+  if ("encoder_ratio" in settings) parts.push(`encoder ${settings.encoder_ratio === "auto" ? "auto" : `${100 * settings.encoder_ratio} %`}`);
+  return parts.join(", ");
 }
 
 // --- both columns
 
 function compression() {
-  const method = $("method").value || "flashvid";
+  const rest = { method: $("method").value || "flashvid" };
+  const share = $("encoder").value;
+  if (share) rest.encoder_ratio = share === "auto" ? share : Number(share);
   if (document.querySelector('input[name="size"]:checked').value === "ratio")
-    return { retention_ratio: $("ratio").valueAsNumber / 100, method };
+    return { retention_ratio: $("ratio").valueAsNumber / 100, ...rest };
   const budget = $("budget").valueAsNumber;
-  return { token_budget: Number.isInteger(budget) ? budget : null, method };
+  return { token_budget: Number.isInteger(budget) ? budget : null, ...rest };
 }
 
 const plain = new Column("plain", () => ({ enabled: false }));

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ...core.config import AUTO
 from ...core.settings import CONSECUTIVE, ORIGINAL
 from ...serving.cli import json_object, number
 from ..command import Parser, count
@@ -31,10 +32,10 @@ DATA: JSONL of video, question[, choices, answer], or a folder of videos.
   --ratios R ..    0.5 0.25 0.15 0.1     --budgets B ..  at most B tokens
   --methods M ..   the server's          --config JSON   beside each setting
   --positions P .. consecutive original: with --model, a server for each
+  --encoder-ratios F ..  shares of its patches that are encoded; auto
   --keep 0.98      the share to keep     --by agreement|likelihood
   --concurrency N  items at a time, 4    --limit N       the first N videos
-  --choices letters|words  ask for a letter, or for a choice's own words
-  --max-tokens N   of an answer, 64      --same-tokens N that must agree, 16
+  --choices letters|words  ask for   --max-tokens N 64, --same-tokens N 16
   --timed N        items timed, 5        --no-likelihood leave it out
   --timeout S      of a request, 600     --body JSON     in every request
   --results FILE   of answers; the same command goes on where it was (--fresh)
@@ -169,9 +170,10 @@ def _tell(
 
 def _variants(options: argparse.Namespace) -> list[Variant]:
     ratios = options.ratios if options.ratios is not None else () if options.budgets else RATIOS
+    sizes = (ratios, options.budgets or ())
     positions = options.positions or [None]
     return [
-        Variant(settings(ratios, options.budgets or (), options.methods or (), options.config, chosen), chosen)
+        Variant(settings(*sizes, options.methods or (), options.config, chosen, options.encoder_ratios or ()), chosen)
         for chosen in dict.fromkeys(positions)
     ]
 
@@ -226,6 +228,7 @@ def _make_parser() -> Parser:
     add("--ratios", type=number(float), nargs="+")
     add("--budgets", type=number(int), nargs="+")
     add("--methods", nargs="+")
+    add("--encoder-ratios", type=number(float, AUTO), nargs="+")
     add("--positions", nargs="+", choices=(CONSECUTIVE, ORIGINAL))
     add("--config", type=json_object, default={})
     add("--keep", type=number(float), default=0.98)

@@ -34,8 +34,9 @@ def advise(rows: Sequence[Row], keep: float, by: str, model: str, beside: Sequen
 
     The lower bound of a setting's interval decides. It keeps enough if that is at or above ``keep``, too little if the
     upper bound is below it, and else the data are too few to tell. Of those that keep enough, the one with the fewest
-    tokens is advised. Each is judged by its own two-sided 95 % interval: among many settings that keep just too
-    little, one passes by chance more often than the 2.5 % of a single one.
+    tokens is advised, of several the one whose encoder computes least. Each is judged by its own two-sided 95 %
+    interval: among many settings that keep just too little, one passes by chance more often than the 2.5 % of a single
+    one.
 
     Args:
         keep: the share to keep.
@@ -49,7 +50,7 @@ def advise(rows: Sequence[Row], keep: float, by: str, model: str, beside: Sequen
         if by != AGREEMENT:
             why = "no likelihood was measured, which takes free text, several videos, and answers that depend on them"
         return Advice(TOO_FEW, f"Nothing can be said: {why}.")
-    judged.sort(key=_tokens)
+    judged.sort(key=_cost)
     enough = [row for row in judged if _bounds(row, by)[1] >= keep]
     unclear = [row for row in judged if _bounds(row, by)[1] < keep <= _bounds(row, by)[2]]
     what = "the plain model's answers" if by == AGREEMENT else "what the video adds to the plain answers' likelihood"
@@ -64,7 +65,7 @@ def advise(rows: Sequence[Row], keep: float, by: str, model: str, beside: Sequen
             f"lower bound {_percent(low, keep)}; {best.prompt_tokens and best.prompt_tokens[0]:.0f} prompt tokens); "
             f"serve with: {command}{rest}"
         )
-        smaller = [row for row in unclear if _tokens(row) < _tokens(best) and _bounds(row, by)[0] > keep]
+        smaller = [row for row in unclear if _cost(row) < _cost(best) and _bounds(row, by)[0] > keep]
         if smaller and (needed := _needed(smaller[0], by, keep)):
             sentence += f". {smaller[0].setting.name} may do as well: about {needed} videos would tell"
         return Advice(FOUND, sentence + ".", options)
@@ -110,9 +111,10 @@ def _bounds(row: Row, by: str) -> tuple[float, float, float]:
     return found
 
 
-def _tokens(row: Row) -> float:
+def _cost(row: Row) -> tuple[float, float]:
+    """By what settings are ordered: tokens, then the encoder's work."""
     assert row.prompt_tokens is not None
-    return row.prompt_tokens[0]
+    return row.prompt_tokens[0], row.setting.encoded
 
 
 def _percent(value: float, keep: float) -> str:

@@ -5,8 +5,10 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from typing import Any
 
 from .advice import FOUND, Advice
+from .grid import ENCODER_RATIO
 from .summary import AGREEMENT, Different, Row, Summary
 from .table import columns, notes
 
@@ -145,7 +147,8 @@ def _first(found: tuple[float, float, float] | None) -> float:
 
 def _lines(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows that differ in their size alone, each line ending at the plain model."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows[1:]:
-        groups.setdefault(f"{row.setting.positions} {row.setting.request.get('method')}", []).append(row)
+        key = (row.setting.positions, row.setting.request.get("method"), row.setting.request.get(ENCODER_RATIO))
+        groups.setdefault(key, []).append(row)
     return [sorted([*group, rows[0]], key=lambda row: _first(row.prompt_tokens)) for group in groups.values()]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Features and received attention of frames (ALGORITHM, Received attention), from a vision tower in transformers."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import flashvid_vllm.ops as ops
 
+from ...core.levels import PixelScale, frame_rows, merged_rows
 from ...models import FAMILIES
 from ..errors import UserError
 from . import need
@@ -29,6 +31,8 @@ class Encoded:
         grid: rows and columns of tokens in a frame; their product is N.
         frames_each: frames that share a temporal position.
         preset: the paper's settings for the model's family.
+        levels: [T, P, C] uint8, the pixels of the rows that the tower computes (`flashvid_vllm.core.levels`).
+        row_grid: rows of these over a frame's height and width; their product is P.
     """
 
     features: Tensor
@@ -36,6 +40,8 @@ class Encoded:
     grid: tuple[int, int]
     frames_each: int
     preset: Mapping[str, Any]
+    levels: Tensor
+    row_grid: tuple[int, int]
 
 
 def encode_with_model(name: str, frames: np.ndarray) -> Encoded:
@@ -55,10 +61,17 @@ def encode_with_model(name: str, frames: np.ndarray) -> Encoded:
     model = _load(transformers.AutoModel, name, config=config)
     processor = _found(name, lambda: transformers.AutoVideoProcessor.from_pretrained(name))
     pixels = processor(videos=[frames], do_sample_frames=False, return_tensors="pt").to(model.device)
-    encode = _llava_onevision if architecture.startswith("Llava") else _qwen
-    features, attention, grid = encode(model, pixels)
+    is_llava = architecture.startswith("Llava")
+    features, attention, grid = (_llava_onevision if is_llava else _qwen)(model, pixels)
     frames_each = 1 if len(features) == len(frames) else 2
-    return Encoded(features, attention, grid, frames_each, _OFFERED[architecture].preset)
+    if is_llava:
+        rows, row_grid = _patches(pixels.pixel_values_videos[0], model.config.vision_config)
+    else:
+        vision, row_grid = model.visual.config, grid
+        sizes = (vision.spatial_merge_size**2, vision.temporal_patch_size, vision.patch_size)
+        rows = merged_rows(pixels.pixel_values_videos, (len(features), math.prod(grid)), *sizes)
+    levels = PixelScale.of(processor).levels(rows.cpu())
+    return Encoded(features, attention, grid, frames_each, _OFFERED[architecture].preset, levels, row_grid)
 
 
 def encode_with_clip(name: str, frames: np.ndarray) -> Encoded:
@@ -75,7 +88,17 @@ def encode_with_clip(name: str, frames: np.ndarray) -> Encoded:
     with Watched(_encoder(model).layers[-2].self_attn) as watched:
         out = model(pixels.to(model.device), output_hidden_states=True)
     side = vision.image_size // vision.patch_size
-    return Encoded(out.hidden_states[-2][:, 1:], watched.received()[:, 1:], (side, side), 1, {})
+    rows, row_grid = _patches(pixels, vision)
+    levels = PixelScale.of(processor).levels(rows)
+    features, attention = out.hidden_states[-2][:, 1:], watched.received()[:, 1:]
+    return Encoded(features, attention, (side, side), 1, {}, levels, row_grid)
+
+
+def _patches(frames: Tensor, vision: Any) -> tuple[Tensor, tuple[int, int]]:
+    """What SigLIP or CLIP computes of frames [T, 3, height, width], and how many of it lie in height and width."""
+    rows = frame_rows(frames, vision.patch_size)
+    height, width = (length // vision.patch_size for length in frames.shape[-2:])
+    return rows, (height, width)
 
 
 def _llava_onevision(model: Any, pixels: Any) -> tuple[Tensor, Tensor, tuple[int, int]]:

@@ -3,7 +3,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const [T, H, W] = data.grid;
 const N = H * W;
 const $ = (id) => document.getElementById(id);
-const state = { frame: 0, lit: -1, held: -1, cell: null, tint: 0.4 };
+const state = { frame: 0, lit: -1, held: -1, cell: null, tint: 0.4, hatched: true };
 const canvases = []; // { canvas, frame(): which frame it shows }
 
 function make(tag, parent, className = "", text = "") {
@@ -53,6 +53,7 @@ function draw({ canvas, frame }) {
       if (at(y, x + 1) !== row) path.moveTo(x1 - h, y0), path.lineTo(x1 - h, y1);
     }
   }
+  if (data.copied.length && state.hatched) hatch(ctx, data.copied[t], width, height);
   ctx.lineWidth = line;
   for (const [colour, path] of edges) (ctx.strokeStyle = colour), ctx.stroke(path);
   data.source_index.forEach((source, row) => {
@@ -67,6 +68,28 @@ function draw({ canvas, frame }) {
     ctx.strokeStyle = data.colour[row];
     ctx.strokeRect(...box);
   });
+}
+
+/** Lines over the patches that the encoder copies. */
+function hatch(ctx, copied, width, height) {
+  const [rows, columns, gap] = [copied.length, copied[0].length, 6];
+  const area = new Path2D(), lines = new Path2D();
+  copied.forEach((row, y) =>
+    row.forEach((is, x) => is && area.rect((x * width) / columns, (y * height) / rows, width / columns, height / rows)),
+  );
+  for (let x = -height; x < width; x += gap) lines.moveTo(x, height), lines.lineTo(x + height, 0);
+  ctx.save();
+  ctx.clip(area);
+  for (const [colour, thick] of [["rgba(0,0,0,0.35)", 1.8], ["rgba(255,255,255,0.5)", 0.7]])
+    (ctx.strokeStyle = colour), (ctx.lineWidth = thick), ctx.stroke(lines);
+  ctx.restore();
+}
+
+/** "31 of 196 encoded" of a frame, or nothing where all are. */
+function encoded(t) {
+  if (!data.copied.length) return "";
+  const cells = data.copied[t].flat();
+  return ` · ${cells.filter((is) => !is).length} of ${cells.length} encoded`;
 }
 
 function addFrame(parent, frame) {
@@ -129,7 +152,7 @@ function show(t) {
   state.frame = Math.max(0, Math.min(T - 1, t));
   stageImage.src = data.frames[state.frame].source;
   $("slider").value = state.frame;
-  $("when").textContent = `frame ${state.frame + 1} of ${T} · ${data.frames[state.frame].label} · ${data.single[state.frame] + data.several[state.frame]} kept`;
+  $("when").textContent = `frame ${state.frame + 1} of ${T} · ${data.frames[state.frame].label} · ${data.single[state.frame] + data.several[state.frame]} kept${encoded(state.frame)}`;
   for (const group of [$("timeline").children, $("frames").children])
     [...group].forEach((element, i) => element.classList.toggle("now", i === state.frame));
   redraw();
@@ -152,6 +175,8 @@ stageImage.addEventListener("load", () => {
 });
 if (!data.flashvid) $("segments").remove(), $("why").remove();
 else $("segments").append(`cuts between ${data.segment[T - 1] + 1} segments, numbered on top`);
+if (!data.copied.length) $("copied").remove(), $("hatched").parentElement.remove();
+else $("hatched").addEventListener("change", () => ((state.hatched = $("hatched").checked), redraw()));
 const most = Math.max(...data.single.map((count, t) => count + data.several[t]), 1);
 const every = Math.ceil(T / 32); // labels that fit
 for (let t = 0; t < T; t++) {

@@ -45,6 +45,7 @@ def page_data(scene: Scene) -> dict[str, Any]:
         "source_index": scene.video.source_index.tolist(),
         "size": scene.video.size.tolist(),
         "colour": [PALETTE[i] if i >= 0 else "#ffffff" for i in scene.colour.tolist()],
+        "copied": [] if scene.computed is None else (~scene.computed).astype(int).tolist(),  # [T][rows][columns]
         "attention": [round(float(value), 3) for value in scene.attention],
     }
 

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ...core.budget import plan
+from ...core.choice import CHOICE_FRAMES, choose
 from ...core.compress import CompressedVideo, compress, segments_of
 from ...core.config import ENCODER_SETTINGS, FLASHVID_SETTINGS, FlashVidConfig
 from ...core.methods import PEERS
@@ -34,6 +36,8 @@ class Scene:
         attention: [T*N], received attention, 1 for a frame's mean.
         video: what `compress` returned.
         colour: [B], index into PALETTE, -1 for a token that stands for itself alone.
+        computed: [T, rows, columns] bool, what the encoder computes of the video's patches (Qwen: units of 2 x 2), the
+            others being copies; None if all.
     """
 
     title: str
@@ -46,6 +50,7 @@ class Scene:
     attention: np.ndarray
     video: CompressedVideo
     colour: np.ndarray
+    computed: np.ndarray | None = None
 
     def kept(self) -> tuple[np.ndarray, np.ndarray]:
         """Kept tokens of each frame [T]: those that stand for themselves alone, and those for several."""
@@ -66,6 +71,7 @@ def make_scene(title: str, model: str, frames: Frames, encoded: Encoded, config:
     video = compress(features, attention, config)
     budget = plan(num_frames, n, config)
     segment: list[int] = []
+    computed = _computed(encoded, config) if config.encodes_less else None
     facts = [
         ("tokens", f"{num_frames} × {n} = {budget.total}"),
         ("kept", f"{budget.tokens} ({100 * budget.tokens / budget.total:.1f} %)"),
@@ -75,6 +81,9 @@ def make_scene(title: str, model: str, frames: Frames, encoded: Encoded, config:
         segment = segments_of(means, config).tolist()
         facts.append(("budget", f"{budget.selected_per_frame} a frame by ADTS, {budget.merged} in all by TSTM"))
         facts.append(("segments", str(segment[-1] + 1)))
+    if computed is not None:
+        share = f"{computed.sum()} of {computed.size} patches computed ({100 * computed.mean():.1f} %)"
+        facts.append(("encoder", share if encoded.frames_each == 1 else share.replace("patches", "2 × 2 patches")))
     facts += [("tower", model), ("settings", _settings(config))]
     first = [min(t * encoded.frames_each, len(frames.index) - 1) for t in range(num_frames)]
     last = [min(i + encoded.frames_each, len(frames.index)) - 1 for i in first]
@@ -90,7 +99,16 @@ def make_scene(title: str, model: str, frames: Frames, encoded: Encoded, config:
         attention=(attention / attention.mean(1, keepdim=True)).flatten().numpy(),
         video=video,
         colour=_colours(video.assignment.view(grid).numpy(), video.size.numpy()),
+        computed=computed,
     )
+
+
+def _computed(encoded: Encoded, config: FlashVidConfig) -> np.ndarray:
+    """What a server's encoder computes of a video that it gets in one piece."""
+    num_frames, rows = encoded.levels.shape[:2]
+    chosen = torch.zeros(num_frames * rows, dtype=torch.bool)
+    chosen[choose(encoded.levels, range(0, num_frames, CHOICE_FRAMES), config).rows] = True
+    return chosen.view(num_frames, *encoded.row_grid).numpy()
 
 
 def _settings(config: FlashVidConfig) -> str:

@@ -44,6 +44,7 @@ def write_sheet(scene: Scene, path: Path) -> None:
         single, several = scene.kept()
         label = f"{t + 1} · {scene.labels[t]} · {single[t] + several[t]} kept"
         label += f" · segment {scene.segment[t] + 1}" if scene.segment else ""
+        label += f" · {100 * scene.computed[t].mean():.0f} % encoded" if scene.computed is not None else ""
         axes.set_title(label, fontsize=8, color="#444", pad=3, loc="left")
     _time_line(area(MARGIN + 0.5, total - TIME + 0.3, WIDTH - 2 * MARGIN - 0.5, TIME - 0.85), scene)
     figure.savefig(path, format="png", dpi=DPI)
@@ -74,6 +75,8 @@ def _head(figure: Any, scene: Scene, total: float) -> None:
         "boxed: a kept token, white where it stands for itself alone; tinted: merged into the boxed token of the "
         "same colour; dark: dropped"
     )
+    if scene.computed is not None:
+        legend += "; hatched: not encoded, a copy from another frame (kept tokens are drawn as if all were encoded)"
     figure.text(left, 1 - 0.98 / total, legend, fontsize=9, color="#777", va="top", style="italic")
 
 
@@ -117,6 +120,13 @@ def _frame(axes: Any, scene: Scene, t: int, inches: float) -> None:
                 ends.append((start, end))
                 edge_colours.append(colours[row])
     axes.add_collection(LineCollection(ends, colors=edge_colours, linewidths=line))
+
+    if scene.computed is not None:
+        high, wide = rows / scene.computed.shape[1], columns / scene.computed.shape[2]
+        copied = [Rectangle((x * wide, y * high), wide, high) for y, x in np.argwhere(~scene.computed[t])]
+        axes.add_collection(
+            PatchCollection(copied, facecolors="none", edgecolors="#ffffff90", linewidths=0, hatch="////")
+        )
 
     kept = [(row, int(i) % n) for row, i in enumerate(scene.video.source_index) if int(i) // n == t]
     boxes = [Rectangle((i % columns + 0.14, i // columns + 0.14), 0.72, 0.72) for _, i in kept]
