@@ -95,14 +95,18 @@ def resolve(
     """The settings in force: defaults < preset of the family < server < request.
 
     A request's ratio or budget replaces whichever the server set, and switches compression on
-    where the server has it off. A method leaves out what lies below it and it does not read or sets
+    where the server has it off; there, a request's encoder_ratio alone lets the encoder compute less, and every token
+    stays. A method leaves out what lies below it and it does not read or sets
     itself: the preset, and for a request's method the server's settings. None: this request gets the
     plain model.
     """
     request = request or {}
     asks_for_less = any(name in request for name in _BUDGETS)
     if not request.get(ENABLED, asks_for_less or server.get(ENABLED, True)):
-        return None
+        if ENABLED in request or request.get(ENCODER_SETTINGS[0], 1) == 1:
+            return None
+        request = {**request, _BUDGETS[0]: 1.0}
+        asks_for_less = True
     decides = request if METHOD in request else server
     method = decides.get(METHOD, FlashVidConfig.method)
     merged = _without(preset, method)

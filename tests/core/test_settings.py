@@ -100,6 +100,24 @@ def test_null_is_not_an_object() -> None:
         request_part({"flashvid": None})
 
 
+def test_a_request_for_less_encoding_alone_keeps_every_token_where_the_server_is_off() -> None:
+    """Faults: the request is answered by the plain model, as if it had said nothing; tokens go that nobody gave up."""
+    off = check_server({"enabled": False, "retention_ratio": 0.1, "encoder_reuse": "frames"})
+    found = resolve(off, check_request({"encoder_ratio": 0.5}, off), PRESET)
+    assert found == FlashVidConfig(1.0, encoder_ratio=0.5, encoder_reuse="frames", **PRESET)
+    assert resolve({"enabled": False, "token_budget": 9}, {"encoder_ratio": "auto"}, {}) == FlashVidConfig(
+        1.0, encoder_ratio="auto"
+    )
+    both = resolve(off, {"encoder_ratio": 0.5, "token_budget": 9}, PRESET)
+    assert both is not None
+    assert (both.retention_ratio, both.token_budget, both.encoder_ratio) == (None, 9, 0.5)
+    for request in ({"encoder_ratio": 1}, {"encoder_reuse": "tokens"}, {"enabled": False, "encoder_ratio": 0.5}):
+        assert resolve(off, request, PRESET) is None
+    on = resolve({"retention_ratio": 0.1}, {"encoder_ratio": 0.5}, PRESET)
+    assert on is not None
+    assert on.retention_ratio == 0.1
+
+
 def test_request_over_server_over_preset_over_defaults() -> None:
     server = check_server({"retention_ratio": 0.1, "alpha": 0.6})
     assert resolve(server, None, PRESET) == FlashVidConfig(

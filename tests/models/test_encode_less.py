@@ -116,6 +116,20 @@ def test_the_pixels_of_the_computed_rows_are_sent(pipe: Pipe, settings: dict[str
     assert (stands - rows).abs().mean() < (rows.roll(1, 0) - rows).abs().mean() / 2
 
 
+def test_where_compression_is_off_it_may_be_asked_for_alone(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: a whole video's pixels are sent, as if nothing had been asked for."""
+    plain_ids, plain = sent(pipe, enabled=False)
+    monkeypatch.setitem(pipe.processor.info.flashvid_server, "enabled", False)
+    ids, feature = sent(pipe, encoder_ratio=0.5)
+    assert ids == plain_ids
+    rows = len(whole_rows(pipe, plain.data[PIXELS].data))
+    assert len(feature.data[ROWS].data) == rows // 2
+    config = unpack_settings(feature.data[FIELD].data)
+    assert config is not None
+    assert config.retention_ratio == 1
+    assert ROWS not in sent(pipe, encoder_ratio=1)[1].data
+
+
 def test_a_piece_has_its_own_rows(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """No row is copied from what another call of the encoder computes, with ranks that share a call too."""
     num_frames, n = pipe.processor.video_grid(sent(pipe, retention_ratio=1)[1].data)
