@@ -9,7 +9,7 @@ from flashvid_vllm.core import settings
 from flashvid_vllm.core.config import FlashVidConfig
 from flashvid_vllm.core.settings import check_request, check_server, describe, request_part, resolve
 
-PRESET = {"min_segments": 4, "selection": "attention_diversity"}
+PRESET: dict[str, Any] = {"min_segments": 4, "selection": "attention_diversity"}
 
 BAD_REQUESTS: list[tuple[Any, str]] = [
     ({"retention_ratio": 0}, "retention_ratio"),
