@@ -19,7 +19,9 @@ from flashvid_vllm.core.config import (
 )
 from flashvid_vllm.core.methods import PEERS
 
-OFFERED = "flashvid, ttm, adts, tstm, evs, vidcom2, visionzip, fastvid, prunevid, tome, divprune, uniform"
+OFFERED = (
+    "flashvid, ttm, adts, tstm, evs, vidcom2, visionzip, fastvid, prunevid, tome, divprune, vcast, gleanvid, uniform"
+)
 
 
 def test_defaults() -> None:

@@ -267,6 +267,44 @@ def test_spread(room: list[int], data: st.DataObject) -> None:
     assert max(out) - min(below, default=max(out)) <= 1  # equal but for what is full
 
 
+@given(st.lists(st.tuples(st.floats(0, 9), st.integers(0, 12)), min_size=1, max_size=9), st.data())
+def test_largest_remainder(frames: list[tuple[float, int]], data: st.DataObject) -> None:
+    room = [most for _, most in frames]
+    total = data.draw(st.integers(0, sum(room)))
+    weight = [1e-9 + share for share, _ in frames]
+    wanted = [total * share / sum(weight) for share in weight]
+    out = common.largest_remainder(wanted, total, room)
+    assert sum(out) == total
+    assert all(0 <= got <= most for got, most in zip(out, room, strict=True))
+    if all(share + 1 <= most for share, most in zip(wanted, room, strict=True)):  # nothing is full
+        assert all(abs(got - share) < 1 + 1e-5 for got, share in zip(out, wanted, strict=True))
+
+
+def test_largest_remainder_by_hand() -> None:
+    assert common.largest_remainder([1.5, 1.5, 2.0], 5, [9, 9, 9]) == [2, 1, 2]  # the lowest of equals
+    assert common.largest_remainder([1.2, 1.7, 2.1], 5, [9, 9, 9]) == [1, 2, 2]
+    assert common.largest_remainder([4.9, 0.05, 0.05], 5, [2, 9, 9]) == [2, 2, 1]  # what a full frame leaves goes round
+    assert common.largest_remainder([3 - 1e-9, 1e-9], 3, [9, 9]) == [3, 0]  # rounding is no remainder
+
+
+@pytest.mark.parametrize("method", ["vcast", "gleanvid"])
+def test_tokens_that_are_alike_are_kept_from_the_first(method: str) -> None:
+    # In floats their scores would differ by rounding, which follows the CPU and the number of threads.
+    features, attention = video("letterbox", 6, 40, 24)
+    features[:] = features[0].clone()  # and frames that are alike: what is kept of one spans the next
+    out = compress(features, attention, config_of(method, token_budget=100))
+    for t in range(6):
+        alike = [j for j in out.source_index[out.source_index // 40 == t].sub(40 * t).tolist() if j < 28]
+        assert alike == list(range(len(alike)))  # 28 and 29 share a neighbourhood with others
+
+
+def test_gleanvids_neighbourhoods() -> None:
+    cell = importlib.import_module("flashvid_vllm.core.methods.gleanvid").cells
+    assert cell(9, torch.device("cpu")).tolist() == [0, 0, 1, 0, 0, 1, 2, 2, 3]
+    assert cell(16, torch.device("cpu")).view(4, 4).tolist() == [[0, 0, 1, 1]] * 2 + [[2, 2, 3, 3]] * 2
+    assert cell(6, torch.device("cpu")).tolist() == [0, 0, 0, 0, 1, 1]  # no square: in a row
+
+
 @pytest.mark.parametrize("method", ["tome", "divprune"])
 def test_long_videos_are_taken_in_stretches(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     features, attention = video("scene", 10, 8, 16)

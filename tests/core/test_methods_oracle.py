@@ -43,9 +43,13 @@ def test_against_a_slow_implementation(method: str, kind: str) -> None:
             assert places(out) == [went.get(i, -1) for i in range(total)], (num_frames, n, tokens)
 
 
-@pytest.mark.parametrize("method", [name for name in SLOW if name in METHODS and name not in ("tome", "vidcom2")])
+EXACT = [name for name in SLOW if name in METHODS and name not in ("tome", "vidcom2", "gleanvid")]
+
+
+@pytest.mark.parametrize("method", EXACT)
 def test_ties_go_to_the_lowest_index(method: str) -> None:
-    # Four orthogonal vectors: what ties in doubles ties in fp32. Means of ToMe's three and VidCom2's exp() do not.
+    # Four orthogonal vectors: what ties in doubles ties in fp32. Means of ToMe's three and VidCom2's exp() do not, and
+    # GleanVID's first singular vector is not one of them alone.
     for seed, (num_frames, n) in enumerate([(1, 16), (2, 8), (4, 8), (8, 16), (16, 4)]):
         likes = torch.randint(4, (num_frames, n), generator=torch.Generator().manual_seed(seed))
         features, attention = torch.eye(4)[likes], torch.ones(num_frames, n)

@@ -33,6 +33,8 @@ PEERS = {
     "prunevid": Peer(reads_attention=False, merges=True),
     "tome": Peer(reads_attention=False, merges=True),
     "divprune": Peer(reads_attention=False, merges=False),
+    "vcast": Peer(reads_attention=False, merges=False),
+    "gleanvid": Peer(reads_attention=False, merges=False),
     "uniform": Peer(reads_attention=False, merges=False),
 }
 

@@ -5,6 +5,7 @@ A choice is a tensor ``source`` [T, N] int64: for each token the flat index (t*N
 it, -1 if none does; a kept token stands for itself. Ties go to the lowest index, and what is not finite comes last.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -19,6 +20,7 @@ from ..compress import CompressedVideo
 
 FRAMES_AT_A_TIME = 16  # whose tokens are laid beside their targets
 BELOW_ANY = -2.0  # cosine similarity
+STEP = 1e-6  # scores that differ by less tie, as do parts of a token
 
 
 @contextmanager
@@ -72,6 +74,11 @@ def top(score: Tensor, k: int) -> Tensor:
     """Indices [k] of the highest of ``score`` [n], ascending; a score that is not finite is the lowest."""
     score = torch.where(score.isfinite(), score.float(), -torch.inf)
     return score.argsort(descending=True, stable=True)[:k].sort().values
+
+
+def steps(score: Tensor) -> Tensor:
+    """Scores of order 1 in whole steps, so that those which differ by rounding alone tie."""
+    return (score / STEP).round()
 
 
 def most_similar(x: Tensor, targets: Tensor, backend: str) -> tuple[Tensor, Tensor]:
@@ -135,4 +142,27 @@ def spread(total: int, room: list[int]) -> list[int]:
     out = [0] * len(room)
     for place, i in enumerate(sorted(range(len(room)), key=room.__getitem__)):  # the smallest first
         out[i] = min(room[i], (total - sum(out)) // (len(room) - place))
+    return out
+
+
+def rooms(finite: Tensor, tokens: int) -> list[int]:
+    """How many of ``tokens`` each frame has room for: its ``finite`` ones [T, N] bool, or all if these are too few."""
+    count = finite.sum(1)
+    enough = int(count.sum()) >= tokens
+    return (count if enough else torch.full_like(count, finite.shape[1])).tolist()
+
+
+def largest_remainder(wanted: list[float], total: int, room: list[int]) -> list[int]:
+    """Integers that sum to ``total`` (at most the sum of ``room``), none above its ``room``, nearest to ``wanted``.
+
+    What is ``wanted``, of sum ``total``, is rounded down; the largest remainders, in steps of 1e-6, get one more each,
+    the lowest index first; and again from the start while there is room, if some frames had too little.
+    """
+    whole = [math.floor(share + STEP) for share in wanted]
+    out = [min(count, most) for count, most in zip(whole, room, strict=True)]
+    order = sorted(range(len(out)), key=lambda t: (-round((wanted[t] - whole[t]) / STEP), t))
+    while (missing := total - sum(out)) > 0:
+        open_ = [t for t in order if out[t] < room[t]]
+        for t in open_[:missing]:
+            out[t] += 1
     return out

@@ -191,6 +191,89 @@ def slow_divprune(x: np.ndarray, a: np.ndarray, tokens: int) -> dict[int, int]:
     return {i: i for i in picked}
 
 
+def largest_remainders(wanted: list[float], tokens: int, most: int) -> list[int]:
+    """One token after the other: the frame with the largest rest first, and of those that are full the next."""
+    out = [min(most, math.floor(share + 1e-6)) for share in wanted]
+    rest = [round((share - math.floor(share + 1e-6)) / 1e-6) for share in wanted]
+    while sum(out) < tokens:
+        for t in sorted(range(len(out)), key=lambda t: (-rest[t], t)):
+            if out[t] < most and sum(out) < tokens:
+                out[t] += 1
+    return out
+
+
+def slow_vcast(x: np.ndarray, a: np.ndarray, tokens: int) -> dict[int, int]:
+    num_frames, n, _ = x.shape
+    path = [u / math.sqrt(u @ u) for u in x.mean(1)]
+    curvature = [1.0] * num_frames
+    for t in range(1, num_frames - 1):
+        curvature[t] = 1 - cosine(path[t] - path[t - 1], path[t + 1] - path[t])
+    weight = [math.exp(c / 0.7) for c in curvature]
+    base = int(tokens >= num_frames)
+    wanted = [base + w / sum(weight) * (tokens - base * num_frames) for w in weight]
+    went: dict[int, int] = {}
+    for t, count in enumerate(largest_remainders(wanted, tokens, n)):
+        length = [math.sqrt(u @ u) for u in x[t]]
+        spread = max(length) - min(length) + 1e-6
+        score = [1 - cosine(x[t, j], path[t]) + (length[j] - min(length)) / spread for j in range(n)]
+        best = sorted(range(n), key=lambda j: (-round(score[j] / 1e-6), j))[:count]
+        went |= {t * n + j: t * n + j for j in best}
+    return went
+
+
+def slow_gleanvid(x: np.ndarray, a: np.ndarray, tokens: int) -> dict[int, int]:
+    num_frames, n, d = x.shape
+    side = math.isqrt(n)
+    square = side * side == n
+    place = [(j // side // 2, j % side // 2) if square else (j // 4, 0) for j in range(n)]
+    cell = {c: [j for j in range(n) if place[j] == c] for c in place}
+    mean = x.mean((0, 1))
+    shared = np.linalg.svd((x - mean).reshape(-1, d), full_matrices=False)[2][0]
+    plain = x - ((x - mean) @ shared)[..., None] * shared
+
+    novelty = []
+    for t in range(num_frames):
+        of_cell = {}
+        for c, members in cell.items():
+            z = plain[t, members].mean(0)
+            left = z @ z
+            if t:
+                history = np.stack([plain[s, members].mean(0) for s in range(max(0, t - 64), t)])
+                gram = history @ history.T
+                gram = gram + np.eye(len(gram)) * 1e-4 * np.trace(gram) / len(gram)
+                left -= (history @ z) @ np.linalg.inv(gram) @ (history @ z)
+            of_cell[c] = math.sqrt(left) if left > 1e-12 * (z @ z) else 0.0
+        novelty.append(sum(of_cell[place[j]] for j in range(n)))
+    apart = sum(abs(r - s) for r in novelty for s in novelty)
+    gini = apart / (2 * num_frames * sum(novelty))  # half of the relative mean absolute difference
+    alike = 0.6 - 0.4 * gini
+    wanted = [tokens * (alike / num_frames + (1 - alike) * r / sum(novelty)) for r in novelty]
+
+    def scaled(values: list[float]) -> list[float]:
+        least, most = min(values), max(values)
+        return [(v - least) / (most - least) if most - least > 1e-6 * most else 0.0 for v in values]
+
+    went: dict[int, int] = {}
+    kept: list[np.ndarray] = []
+    for t, count in enumerate(largest_remainders(wanted, tokens, n)):
+        local, beside = [], []
+        for j in range(n):
+            nearer = cosine(x[t, j], x[t, cell[place[j]]].mean(0)) - cosine(x[t, j], x[t].mean(0))
+            local.append(math.log1p(math.exp(4 * nearer)) / 4)
+            u = plain[t, j]
+            left = u
+            if kept:
+                span = np.stack(kept, 1)
+                left = u - span @ np.linalg.lstsq(span, u, rcond=1e-8)[0]
+            length = math.sqrt(left @ left)
+            beside.append(length if length > 1e-6 * math.sqrt(u @ u) else 0.0)
+        score = [u + v for u, v in zip(scaled(local), scaled(beside), strict=True)]
+        best = sorted(range(n), key=lambda j: (-round(score[j] / 1e-6), j))[:count]
+        went |= {t * n + j: t * n + j for j in best}
+        kept += [plain[t, j] for j in best]
+    return went
+
+
 def slow_uniform(x: np.ndarray, a: np.ndarray, tokens: int) -> dict[int, int]:
     stretch = x.shape[0] * x.shape[1] / tokens
     return {i: i for i in (math.floor((k + 0.5) * stretch) for k in range(tokens))}
@@ -204,5 +287,7 @@ SLOW: dict[str, Callable[[np.ndarray, np.ndarray, int], dict[int, int]]] = {
     "prunevid": slow_prunevid,
     "tome": slow_tome,
     "divprune": slow_divprune,
+    "vcast": slow_vcast,
+    "gleanvid": slow_gleanvid,
     "uniform": slow_uniform,
 }
