@@ -55,6 +55,10 @@ def compress(
     _validate(features, attention, config, check)
     num_frames, n, _ = features.shape
 
+    if config.suppress_sinks and config.needs_attention:
+        assert attention is not None  # _validate has seen to it
+        attention = without_sinks(attention)
+
     # 0. Budget: B tokens, K of every frame selected by ADTS, M merged by TSTM.
     budget = plan(num_frames, n, config)
     is_peer = config.method in PEERS
@@ -115,6 +119,21 @@ def compress(
 def segments_of(frames: Tensor, config: FlashVidConfig) -> Tensor:
     """Sec. 1: the segment [T] that each frame is in, from the frames' embeddings [T, D]."""
     return ops.segment_frames(frames, config.segment_threshold, config.min_segments, config.backend)
+
+
+def without_sinks(attention: Tensor) -> Tensor:
+    """The attention [T, N] float32 without what a place draws in every frame, whatever they show.
+
+    A_tn / max(1, min over t of A_tn / median over n of A_tn): what is above the median in all frames falls, in the
+    one where it is least, to the median (the mean has the sinks in it); what stands out in some frames alone stays.
+    One frame has no sinks.
+    """
+    a = attention.float().contiguous()
+    if len(a) == 1:
+        return a
+    above = a / a.where(a.isfinite(), torch.nan).nanmedian(1, keepdim=True).values
+    least = above.where(above.isfinite(), torch.inf).amin(0)
+    return a / least.where(least.isfinite(), 1).clamp(min=1)
 
 
 def _select(features: Tensor, attention: Tensor | None, segment_id: Tensor, k: int, config: FlashVidConfig) -> Tensor:

@@ -24,7 +24,8 @@ MAX_INT = 2**31 - 1
 AUTO = "auto"  # of encoder_ratio
 ENCODER_SETTINGS = ("encoder_ratio", "encoder_reuse")
 # What FlashVID alone reads; the peers' constants are their papers'.
-FLASHVID_SETTINGS = ("alpha", "merge_threshold", "segment_threshold", "min_segments", "selection", "matching")
+FLASHVID_SETTINGS = ("alpha", "merge_threshold", "segment_threshold", "min_segments", "selection", "matching",
+                     "suppress_sinks")  # fmt: skip
 # Methods that are settings of FlashVID, and what they set.
 ABLATIONS: dict[str, dict[str, Any]] = {"ttm": {"matching": "position"}, "adts": {"alpha": 1.0}, "tstm": {"alpha": 0.0}}
 
@@ -52,6 +53,7 @@ class FlashVidConfig:
             relevance, attention alone (top-K) or diversity alone.
         matching: "tree" links a token to the most similar one of the previous frame (TSTM),
             "position" to the one at the same position (TTM).
+        suppress_sinks: whether ADTS takes off the attention that a place draws in every frame, beyond the median.
         backend: which implementation of the ops runs; an explicit one is used or raises.
         encoder_ratio: share of a video's patches that the vision encoder computes, in (0, 1], the others being
             copies in time; "auto": as few as leave little unexplained. Read before the encoder, whatever
@@ -72,6 +74,7 @@ class FlashVidConfig:
     min_segments: int = 8
     selection: Selection = "attention_diversity_event"
     matching: Matching = "tree"
+    suppress_sinks: bool = False
     backend: Backend = "auto"
     encoder_ratio: float | Literal["auto"] = 1.0
     encoder_reuse: EncoderReuse = "tokens"
@@ -94,6 +97,8 @@ class FlashVidConfig:
         self._set("min_segments", _integer("min_segments", self.min_segments))
         _choice("selection", self.selection, get_args(Selection))
         _choice("matching", self.matching, get_args(Matching))
+        if not isinstance(self.suppress_sinks, bool):
+            raise ValueError(f"suppress_sinks must be true or false, got {shown(self.suppress_sinks)}")
         _choice("backend", self.backend, get_args(Backend))
         if not (isinstance(self.encoder_ratio, str) and self.encoder_ratio == AUTO):
             self._set("encoder_ratio", _real("encoder_ratio", self.encoder_ratio, 0.0, 1.0, True, f' or "{AUTO}"'))

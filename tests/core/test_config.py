@@ -35,6 +35,7 @@ def test_defaults() -> None:
         "min_segments": 8,
         "selection": "attention_diversity_event",
         "matching": "tree",
+        "suppress_sinks": False,
         "backend": "auto",
         "encoder_ratio": 1.0,
         "encoder_reuse": "tokens",
@@ -81,6 +82,7 @@ def test_a_budget_takes_the_place_of_the_default_ratio() -> None:
             "got 'random'",
         ),
         ({"matching": ["tree"]}, "matching must be one of tree, position; got ['tree']"),
+        ({"suppress_sinks": 1}, "suppress_sinks must be true or false, got 1"),
         ({"backend": "cuda"}, "backend must be one of auto, torch, native, triton; got 'cuda'"),
         ({"method": "best"}, f"method must be one of {OFFERED}; got 'best'"),
         ({"method": ["evs"]}, f"method must be one of {OFFERED}; got ['evs']"),
@@ -189,7 +191,7 @@ def test_an_ablation_sets_what_it_means_and_takes_the_rest() -> None:
 def test_a_peer_takes_no_setting_of_flashvid(method: str) -> None:
     other: dict[str, Any] = {
         "alpha": 0.1, "merge_threshold": 0.1, "segment_threshold": 0.1, "min_segments": 2,
-        "selection": "diversity", "matching": "position",
+        "selection": "diversity", "matching": "position", "suppress_sinks": True,
     }  # fmt: skip
     assert set(other) == set(FLASHVID_SETTINGS)
     for name, value in other.items():
