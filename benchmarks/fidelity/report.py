@@ -22,7 +22,7 @@ STYLES = {  # colour and marker: merging through time, merging in a frame, dropp
     "flashvid": ("#d62728", "o"), "tstm": ("#ff7f0e", "^"), "ttm": ("#e377c2", "v"), "fastvid": ("#9467bd", "s"),
     "prunevid": ("#8c564b", "D"), "tome": ("#bcbd22", "P"), "visionzip": ("#17becf", "X"), "adts": ("#2ca02c", "<"),
     "evs": ("#1f77b4", ">"), "vidcom2": ("#7f7f7f", "h"), "divprune": ("#000000", "x"), "uniform": ("#aaaaaa", "+"),
-    "vcast": ("#005f73", "1"), "gleanvid": ("#9b2226", "2"),
+    "vcast": ("#005f73", "1"), "gleanvid": ("#9b2226", "2"), "adaptive": ("#ee9b00", "*"),
 }  # fmt: skip
 LINKING = {
     "same threshold": "At the same threshold:",

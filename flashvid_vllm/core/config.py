@@ -12,7 +12,7 @@ from .methods import PEERS
 Method = Literal[
     "flashvid", "ttm", "adts", "tstm",
     "evs", "vidcom2", "visionzip", "fastvid", "prunevid", "tome", "divprune",
-    "vcast", "gleanvid", "uniform",
+    "vcast", "gleanvid", "adaptive", "uniform",
 ]  # fmt: skip
 Selection = Literal["attention_diversity_event", "attention_diversity", "attention", "diversity"]
 Matching = Literal["tree", "position"]

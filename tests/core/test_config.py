@@ -20,7 +20,8 @@ from flashvid_vllm.core.config import (
 from flashvid_vllm.core.methods import PEERS
 
 OFFERED = (
-    "flashvid, ttm, adts, tstm, evs, vidcom2, visionzip, fastvid, prunevid, tome, divprune, vcast, gleanvid, uniform"
+    "flashvid, ttm, adts, tstm, evs, vidcom2, visionzip, fastvid, prunevid, tome, divprune, vcast, gleanvid, "
+    "adaptive, uniform"
 )
 
 

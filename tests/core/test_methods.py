@@ -41,7 +41,7 @@ def test_the_table_is_what_is_offered() -> None:
     assert get_args(Method) == ("flashvid", *ABLATIONS, *PEERS)
     for name in PEERS:
         module = importlib.import_module(f"flashvid_vllm.core.methods.{name}")
-        assert name == "uniform" or "arXiv 2" in str(module.__doc__)
+        assert name in ("adaptive", "uniform") or "arXiv 2" in str(module.__doc__)
         assert "budget: says B" in str(module.compress.__doc__)
 
 
@@ -265,6 +265,29 @@ def test_spread(room: list[int], data: st.DataObject) -> None:
     assert all(0 <= got <= most for got, most in zip(out, room, strict=True))
     below = [got for got, most in zip(out, room, strict=True) if got < most]
     assert max(out) - min(below, default=max(out)) <= 1  # equal but for what is full
+
+
+def test_adaptive_pays_for_what_is_new() -> None:
+    # One word in many: nothing but the fourth frame has news, and of its tokens two alone.
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 9, 24, generator=generator).repeat(8, 1, 1)
+    features[3:, 4], features[3:, 5] = torch.randn(2, 24, generator=generator)
+    out = compress(features, None, config_of("adaptive", token_budget=11))
+    assert out.source_index.tolist() == [*range(9), 3 * 9 + 4, 3 * 9 + 5]
+    assert out.size.tolist() == [8] * 4 + [3, 3] + [8] * 3 + [5, 5]
+    assert_close(out.tokens, features.flatten(0, 1)[out.source_index])  # no frame is forced to have one
+    few = compress(features, None, config_of("adaptive", token_budget=3))
+    assert few.size.sum() == 72  # every token is merged into what explains it
+    assert int(few.assignment[0, 4]) != int(few.assignment[3, 4])
+
+
+@pytest.mark.parametrize("frames_at_a_time", [1, 2, 5])
+def test_adaptive_is_the_same_whatever_is_in_memory(frames_at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, _ = video("scene", 9, 20, 16)
+    config = config_of("adaptive", token_budget=40)
+    whole = compress(features, None, config)
+    monkeypatch.setattr("flashvid_vllm.core.methods.adaptive.PAIRS_AT_A_TIME", frames_at_a_time * 20**2)
+    assert same(compress(features, None, config), whole)
 
 
 @given(st.lists(st.tuples(st.floats(0, 9), st.integers(0, 12)), min_size=1, max_size=9), st.data())

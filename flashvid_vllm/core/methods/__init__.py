@@ -35,6 +35,7 @@ PEERS = {
     "divprune": Peer(reads_attention=False, merges=False),
     "vcast": Peer(reads_attention=False, merges=False),
     "gleanvid": Peer(reads_attention=False, merges=False),
+    "adaptive": Peer(reads_attention=False, merges=True),
     "uniform": Peer(reads_attention=False, merges=False),
 }
 

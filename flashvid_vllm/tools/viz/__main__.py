@@ -26,7 +26,7 @@ what is kept; the settings are the server's, without their prefix:
   --token-budget B      most tokens to keep, instead
   --method METHOD       flashvid (the default), ttm, adts, tstm, evs, vidcom2,
                         visionzip, fastvid, prunevid, tome, divprune, vcast,
-                        gleanvid, uniform
+                        gleanvid, adaptive, uniform
   --config JSON         further settings, such as '{"alpha": 0.7}'
   --frames F            frames to sample; default: 16
   -h, --help            this text; needs pip install 'flashvid-vllm[viz]'

@@ -274,6 +274,37 @@ def slow_gleanvid(x: np.ndarray, a: np.ndarray, tokens: int) -> dict[int, int]:
     return went
 
 
+def slow_adaptive(x: np.ndarray, a: np.ndarray, tokens: int) -> dict[int, int]:
+    num_frames, n, _ = x.shape
+
+    def steps(similarity: float) -> int:
+        return round((1 - similarity) / 1e-5)
+
+    picks: list[tuple[int, int, int, int]] = []  # residual, its negative first; frame, how many before it, token
+    changed: dict[int, int] = {}
+    for t in range(num_frames):
+        left = {j: steps(cosine(x[t, j], x[t - 1, j])) for j in range(n)}
+        if not t:
+            left = {j: steps(-np.mean([cosine(x[0, j], x[0, i]) for i in range(n)])) for j in range(n)}
+        changed |= {t * n + j: left[j] for j in left}
+        for k in range(n):
+            best = min(left, key=lambda j: (-left[j], j))
+            picks.append((-left.pop(best), t, k, best))
+            left = {j: min(most, steps(cosine(x[t, j], x[t, best]))) for j, most in left.items()}
+    kept = {(t, j) for _, t, _, j in sorted(picks)[:tokens]}
+    went: dict[int, int] = {}
+    for t, j in itertools.product(range(num_frames), range(n)):
+        near = sorted((steps(cosine(x[t, j], x[t, i])), i) for s, i in kept if s == t)
+        before = went.get((t - 1) * n + j) if t else None
+        if (t, j) in kept:
+            went[t * n + j] = t * n + j
+        elif before is not None and (not near or changed[t * n + j] <= near[0][0]):
+            went[t * n + j] = before
+        elif near:
+            went[t * n + j] = t * n + near[0][1]
+    return went
+
+
 def slow_uniform(x: np.ndarray, a: np.ndarray, tokens: int) -> dict[int, int]:
     stretch = x.shape[0] * x.shape[1] / tokens
     return {i: i for i in (math.floor((k + 0.5) * stretch) for k in range(tokens))}
@@ -289,5 +320,6 @@ SLOW: dict[str, Callable[[np.ndarray, np.ndarray, int], dict[int, int]]] = {
     "divprune": slow_divprune,
     "vcast": slow_vcast,
     "gleanvid": slow_gleanvid,
+    "adaptive": slow_adaptive,
     "uniform": slow_uniform,
 }
