@@ -18,7 +18,7 @@ def compress(features: Tensor, attention: Tensor | None, budget: Budget, backend
     """Keep the B tokens that what is kept explains worst, wherever in the video they are, and merge the others.
 
     1. A token's residual is its cosine distance to its place one frame before: what stays where it is needs no second
-       token. In the first frame nothing is there; the token that is most like its frame goes first.
+       token. In the first frame nothing is there; the token that is most like its frame goes first, and stays.
     2. In every frame the token of the largest residual is picked. It explains the others as well as they are like it,
        their residuals fall to their distance from it, and the next is picked: farthest first. So a frame's residuals
        fall from pick to pick.
@@ -52,21 +52,24 @@ def compress(features: Tensor, attention: Tensor | None, budget: Budget, backend
         residual[part], order[part] = farthest_first(unit, news[part].where(finite[part], LAST), picks)
         before = unit[-1]
 
+    residual[0, 0] = torch.where(residual[0, 0] < 0, residual[0, 0], torch.inf)  # so that every token goes somewhere
     stays = torch.zeros(residual.numel(), dtype=torch.bool, device=features.device)
     stays[residual.flatten().argsort(descending=True, stable=True)[: budget.tokens]] = True
     kept = torch.zeros(num_frames, n, dtype=torch.bool, device=features.device)
     kept.scatter_(1, order, stays.view(num_frames, picks))
 
-    source = torch.arange(num_frames * n, device=features.device).view(num_frames, n)  # where a kept token is
+    to_kept = torch.empty_like(news)
+    source = torch.empty(num_frames, n, dtype=torch.int64, device=features.device)
     for part in parts:
         apart = distances(directions(features[part], finite[part]))
-        apart, nearest = apart.masked_fill(~(kept & finite)[part, None], torch.inf).min(2)
-        for t, to_kept, place in zip(range(num_frames)[part], apart, nearest, strict=True):
-            goes_to = torch.where(to_kept.isfinite(), t * n + place, -1)
-            if t:
-                stayed = (news[t] <= to_kept) & (source[t - 1] >= 0)
-                goes_to = torch.where(stayed, source[t - 1], goes_to)
-            source[t] = torch.where(kept[t], source[t], goes_to)
+        to_kept[part], source[part] = apart.masked_fill(~(kept & finite)[part, None], torch.inf).min(2)
+    frame = torch.arange(num_frames, device=features.device)[:, None]
+    own = torch.arange(n, device=features.device)
+    source = frame * n + torch.where(kept, own, source)
+    source = source.where(kept | to_kept.isfinite(), -1)  # nothing is kept in its frame
+    stayed = (news <= to_kept) & ~kept
+    stayed[0] = False
+    source = source.gather(0, frame.where(~stayed, 0).cummax(0).values)  # of the last frame in which it did not stay
     return merge(features, source, backend)
 
 

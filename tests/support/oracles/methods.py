@@ -280,7 +280,7 @@ def slow_adaptive(x: np.ndarray, a: np.ndarray, tokens: int) -> dict[int, int]:
     def steps(similarity: float) -> int:
         return round((1 - similarity) / 1e-5)
 
-    picks: list[tuple[int, int, int, int]] = []  # residual, its negative first; frame, how many before it, token
+    picks: list[tuple[float, int, int, int]] = []  # residual, its negative first; frame, how many before it, token
     changed: dict[int, int] = {}
     for t in range(num_frames):
         left = {j: steps(cosine(x[t, j], x[t - 1, j])) for j in range(n)}
@@ -289,7 +289,8 @@ def slow_adaptive(x: np.ndarray, a: np.ndarray, tokens: int) -> dict[int, int]:
         changed |= {t * n + j: left[j] for j in left}
         for k in range(n):
             best = min(left, key=lambda j: (-left[j], j))
-            picks.append((-left.pop(best), t, k, best))
+            residual = left.pop(best)
+            picks.append((-residual if t or k else -math.inf, t, k, best))
             left = {j: min(most, steps(cosine(x[t, j], x[t, best]))) for j, most in left.items()}
     kept = {(t, j) for _, t, _, j in sorted(picks)[:tokens]}
     went: dict[int, int] = {}
