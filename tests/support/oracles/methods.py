@@ -285,7 +285,7 @@ def slow_adaptive(x: np.ndarray, a: np.ndarray, tokens: int) -> dict[int, int]:
     for t in range(num_frames):
         left = {j: steps(cosine(x[t, j], x[t - 1, j])) for j in range(n)}
         if not t:
-            left = {j: steps(-np.mean([cosine(x[0, j], x[0, i]) for i in range(n)])) for j in range(n)}
+            left = {j: steps(-float(np.mean([cosine(x[0, j], x[0, i]) for i in range(n)]))) for j in range(n)}
         changed |= {t * n + j: left[j] for j in left}
         for k in range(n):
             best = min(left, key=lambda j: (-left[j], j))
