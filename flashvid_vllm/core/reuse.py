@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -23,3 +24,14 @@ class Reuse:
 
     rows: Tensor
     source: Tensor
+
+
+def leaving_out(num_frames: int, rows_per_frame: int, frame: int, whole: bool) -> Reuse:
+    """Of a video all rows but the first one of temporal position ``frame``, or with ``whole`` but all of its: copies of
+    those of the position before it."""
+    copied = frame * rows_per_frame + torch.arange(rows_per_frame if whole else 1)
+    is_computed = torch.ones(num_frames * rows_per_frame, dtype=torch.bool)
+    is_computed[copied] = False
+    stands = torch.arange(len(is_computed))
+    stands[copied] -= rows_per_frame
+    return Reuse(is_computed.nonzero().flatten(), (is_computed.cumsum(0) - 1)[stands])

@@ -4,7 +4,6 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.utils import group_and_batch_mm_kwargs
 from vllm.platforms import current_platform
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
@@ -23,7 +21,8 @@ from ..core.config import FlashVidConfig
 from ..core.reuse import Reuse
 from ..core.settings import BACKEND, ENABLED, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, resolve
 from . import FAMILIES, counting, pieces
-from .processor import MEASURE, pack_settings, unpack_settings
+from .measure import encode_longest_video
+from .processor import MEASURE, unpack_settings
 from .processor_cache import FIELD, FULL_EMBEDS
 from .reuse import take_reuses, why_not
 
@@ -68,6 +67,18 @@ class FlashVidModel:
         """The arguments of `embed_multimodal` for one video, ``times`` in succession."""
         raise NotImplementedError
 
+    def by_rows(self, **kwargs: Any) -> dict[str, Any]:
+        """The arguments of `embed_multimodal` for one video, its pixels by the rows that the encoder computes."""
+        return kwargs
+
+    def rows_per_frame(self, tokens_per_frame: int) -> int:
+        """Rows of a temporal position that the encoder computes or copies."""
+        return tokens_per_frame
+
+    def pixel_rows(self) -> int:
+        """Rows of the pixels that make one row of the encoder."""
+        return 1
+
     def compile_kernels(self) -> None:
         """Compile all that a video may call for, where Triton compresses: else a request would wait for a compiler."""
         vllm = self.flashvid_vllm_config
@@ -107,21 +118,10 @@ class FlashVidModel:
             raise ValueError(f"this vision encoder cannot compute some of a video's tokens alone: {reason}")
 
     def measure_longest_video(self) -> None:
-        """Encode and compress the longest video that may come, which vLLM's own measurement of memory leaves out."""
-        model = self.flashvid_vllm_config.model_config
-        server = model.multimodal_config.mm_processor_kwargs[KEY]
-        config = resolve({**server, ENABLED: True}, None, FAMILIES[model.architecture].preset)
-        assert config is not None
-        dummy = MULTIMODAL_REGISTRY.create_processor(model).get_dummy_mm_inputs({"video": 1})["mm_kwargs"]["video"]
-        device = self.flashvid_vllm_config.device_config.device
-        _, _, kwargs = next(iter(group_and_batch_mm_kwargs([("video", dummy[0])], device=device)))
-        del kwargs[MEASURE]
-        kwargs = self.repeat_video(max(1, server[MAX_VIDEO_TOKENS] // self.flashvid_piece), **kwargs)
-        if plan(*self.video_grids(**kwargs)[0], config).is_identity:  # a request may ask for less
-            config = replace(config, retention_ratio=None, token_budget=None)
+        """Encode and compress what vLLM's own measurement of memory leaves out."""
         counted, self.flashvid_metrics = self.flashvid_metrics, None
         try:
-            self.embed_multimodal(**{**kwargs, FIELD: pack_settings(config)[None]})
+            encode_longest_video(self)
         finally:
             self.flashvid_metrics = counted
 

@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 
 from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.core.budget import plan
-from flashvid_vllm.models import base
+from flashvid_vllm.models import base, measure
 from flashvid_vllm.models.pieces import encode_in_pieces, longest_video
 from flashvid_vllm.models.processor import MEASURE, pack_settings
 from flashvid_vllm.models.processor_cache import FIELD, FULL_EMBEDS
@@ -218,10 +218,53 @@ def test_memory_is_measured_on_the_longest_video(served: Served, monkeypatch: py
     sizes = served.watch(monkeypatch)
     with torch.inference_mode():
         model.measure_longest_video()
-    ((num_frames, n, _),) = seen
-    assert num_frames * n == 2 * model.flashvid_piece
-    assert sizes == [model.flashvid_piece] * 2
+    assert [num_frames * n for num_frames, n, _ in seen] == [2 * model.flashvid_piece] * 2
+    # some rows alone, in a call for each piece; then whole frames, all but one
+    assert sizes[2:] == [model.flashvid_piece, model.flashvid_piece - seen[0][1]]
     assert model.flashvid_metrics is counted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "kinds"),
+    [
+        ({}, ["tokens", "frames"]),  # which a request may ask for
+        ({"request_overrides": False}, ["whole"]),
+        ({"request_overrides": False, "encoder_ratio": 0.5, "encoder_reuse": "frames"}, ["frames"]),
+        ({"request_overrides": False, "encoder_ratio": "auto"}, ["tokens"]),
+    ],
+    ids=["open", "closed", "frames", "tokens"],
+)
+def test_memory_is_measured_next_to_a_share_of_one(
+    served: Served, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], kinds: list[str]
+) -> None:
+    """Nearly all rows take more than all: keys and values beside their copies. Faults: only the whole is measured; a
+    row that is copied from another call of the encoder; what nobody may ask for is measured."""
+    model = served.model
+    t, n = model.video_grids(**noise(model, 5))[0]
+    server = model.flashvid_vllm_config.model_config.multimodal_config.mm_processor_kwargs["flashvid"]
+    for name, value in {**settings, "max_video_tokens": 2 * t * n}.items():
+        monkeypatch.setitem(server, name, value)
+    monkeypatch.setattr(model, "flashvid_piece", t * n)
+    monkeypatch.setattr(measure, "_dummy_video", lambda _: noise(model, 5))
+    met: list[tuple[str, int]] = []
+    compress = model.compress_video
+
+    def keep(features: torch.Tensor, *others: Any) -> Any:
+        reuse = model.flashvid_reuses[0]
+        rows = 2 * t * model.rows_per_frame(n)
+        missing = 0 if reuse is None else rows - len(reuse.rows)
+        met.append(({0: "whole", 1: "tokens", model.rows_per_frame(n): "frames"}[missing], len(features)))
+        return compress(features, *others)
+
+    monkeypatch.setattr(model, "compress_video", keep)
+    with torch.inference_mode():
+        model.measure_longest_video()
+        assert met == [(kind, 2 * t) for kind in kinds]
+        met.clear()
+        monkeypatch.setattr(measure, "why_not", lambda *_: "a reason")
+        model.measure_longest_video()
+    assert [kind for kind, _ in met] == ([kind for kind in kinds if kind != "tokens"] or ["whole"])
 
 
 @pytest.mark.slow

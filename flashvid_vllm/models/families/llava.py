@@ -167,6 +167,14 @@ class LlavaModel(FullPositionsModel):
             lengths = [len(frames) for frames in kwargs["pixel_values_videos"]]
         return [(length, self.tokens_per_frame()) for length in lengths]
 
+    def rows_per_frame(self, tokens_per_frame: int) -> int:
+        return self.patches_per_frame()
+
+    def by_rows(self, **kwargs: Any) -> dict[str, Any]:
+        frames = kwargs["pixel_values_videos"][0]
+        patches = frame_rows(frames, self.config.vision_config.patch_size).flatten(0, 1)  # [R, 1, 3, 1, p, p]
+        return {**kwargs, "pixel_values_videos": patches[:, 0, :, 0][None]}
+
     def repeat_video(self, times: int, **kwargs: Any) -> dict[str, Any]:
         return {**kwargs, "pixel_values_videos": kwargs["pixel_values_videos"].repeat(1, times, 1, 1, 1)}
 

@@ -48,6 +48,9 @@ class MRopeEncoder(FlashVidModel):
         """The tower on the computed rows of one video."""
         raise NotImplementedError
 
+    def pixel_rows(self) -> int:
+        return int(self.visual.spatial_merge_unit)
+
     def encoder_attention(self) -> Any:
         return self.scoring_block().attn.attn
 
