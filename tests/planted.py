@@ -94,6 +94,9 @@ FAULTS = [
         "place[:1, None].expand(num_frames, 1)",
         "reuse_towers",
     ),  # every frame sees the first one's class token
+    Fault(
+        PLUGIN + "models/reuse.py", "[cu_seqlens // per_unit] * per_unit", "[cu_seqlens // per_unit]", "reuse_towers"
+    ),
     Fault(PLUGIN + "models/measure.py", 'yield from ("tokens", "frames")', 'yield "frames"', "pieces"),
     # positions
     Fault(PLUGIN + "models/positions.py", "mark[2] = -1 - torch", "mark[2] = -2 - torch", "positions"),

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention.mm_encoder_attention import MMEncoderAttention
+from vllm.platforms import current_platform
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
+from vllm.v1.attention.backends import fa_utils
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from ..core.config import FlashVidConfig
@@ -133,16 +135,16 @@ def attending_to_all(
 
     Args:
         reuse: in the order in which the tower has its units.
-        tables: its ``rows`` and ``source`` on the device (`uploaded`).
+        tables: on the device (`uploaded`).
         num_frames: into so many equal sequences the rows are cut, where no ``cu_seqlens`` says it.
     """
-    counts = torch.zeros(len(reuse.source) + 1, dtype=torch.int64)
-    counts[reuse.rows + 1] = 1
-    before = counts.cumsum(0).tolist()  # computed units in front of each unit
+    before = computed_before(reuse).tolist()
     with ExitStack() as stack:
         for attention in attentions:
             if attention.attn_backend == AttentionBackendEnum.TORCH_SDPA:
                 forward = _computed_queries(attention, tables["source"], before, per_unit, num_frames)
+            elif takes_query_lengths(attention):
+                forward = _query_lengths(attention, tables, per_unit, num_frames)
             else:
                 forward = _all_queries(attention.forward, tables, per_unit, num_frames)
             stack.enter_context(standing_in(attention, forward))
@@ -150,8 +152,22 @@ def attending_to_all(
 
 
 def uploaded(reuse: Reuse, device: torch.device) -> dict[str, Tensor]:
-    """``rows`` and ``source`` on the device."""
-    return {"rows": upload(reuse.rows, device), "source": upload(reuse.source, device)}
+    """``rows``, ``source``, and ``before`` [units + 1], the computed ones in front of each unit, on the device."""
+    tables = {"rows": reuse.rows, "source": reuse.source, "before": computed_before(reuse)}
+    return {name: upload(table, device) for name, table in tables.items()}
+
+
+def computed_before(reuse: Reuse) -> Tensor:
+    """Computed units in front of each unit, and of all: [units + 1] int32."""
+    counts = torch.zeros(len(reuse.source) + 1, dtype=torch.int32)
+    counts[reuse.rows + 1] = 1
+    return counts.cumsum(0, dtype=torch.int32)
+
+
+def takes_query_lengths(attention: Any) -> bool:
+    """Whether the kernel of this attention lets sequences have fewer queries than keys: FlashAttention 2 and 3 do."""
+    flash = attention.attn_backend == AttentionBackendEnum.FLASH_ATTN
+    return bool(flash and current_platform.is_cuda() and attention._fa_version in (2, 3))
 
 
 def _all_queries(
@@ -165,6 +181,46 @@ def _all_queries(
             for x in (query, key, value)
         )
         return gather(attend(*full, *args, **kwargs).flatten(0, 1), tables["rows"], per_unit).view(query.shape)
+
+    return forward
+
+
+def _query_lengths(
+    attention: Any, tables: Mapping[str, Tensor], per_unit: int, num_frames: int | None
+) -> Callable[..., Tensor]:
+    """FlashAttention, with the lengths of queries and keys apart; a sequence may have no query at all."""
+    heads, units = (attention.num_heads, attention.head_size), len(tables["source"])
+
+    def forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: Tensor | None = None,
+        *_: Any,
+        **__: Any,
+    ) -> Tensor:
+        rows, keys, values = (x.reshape(-1, *heads) for x in (query, key, value))
+        if cu_seqlens is None or max_seqlen is None:
+            assert num_frames is not None
+            longest = units * per_unit // num_frames
+            cu_seqlens = torch.arange(num_frames + 1, dtype=torch.int32, device=query.device) * longest
+        else:
+            with gpu_sync_allowed():  # vLLM has it on the host, and reads it there
+                longest = int(max_seqlen)
+        out = fa_utils.flash_attn_varlen_func(
+            rows,
+            gather(keys, tables["source"], per_unit),
+            gather(values, tables["source"], per_unit),
+            cu_seqlens_q=tables["before"][cu_seqlens // per_unit] * per_unit,
+            cu_seqlens_k=cu_seqlens,
+            max_seqlen_q=longest,
+            max_seqlen_k=longest,
+            softmax_scale=attention.scale,
+            causal=False,
+            fa_version=attention._fa_version,
+        )
+        return out.reshape(query.shape)
 
     return forward
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("vllm")
 
@@ -16,6 +17,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.core.reuse import Reuse
+from flashvid_vllm.models import reuse as reuse_module
 from flashvid_vllm.models.families import llava, mrope_encoder
 from flashvid_vllm.models.processor import pack_settings
 from flashvid_vllm.models.processor_cache import FIELD
@@ -61,16 +63,38 @@ def assert_close(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, 
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
 
 
+def varlen(
+    q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, softmax_scale: float, **others: Any
+) -> Tensor:
+    """What FlashAttention says of its function, in float64: a sequence's queries and keys are those between bounds."""
+    assert others["causal"] is False
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    assert (int(cu_seqlens_q[-1]), int(cu_seqlens_k[-1])) == (len(q), len(k))
+    out = torch.full_like(q, torch.nan)
+    for i, n in enumerate((cu_seqlens_k[1:] - cu_seqlens_k[:-1]).tolist()):
+        (a, b), (start, stop) = cu_seqlens_q[i : i + 2].tolist(), cu_seqlens_k[i : i + 2].tolist()
+        assert b - a <= others["max_seqlen_q"]
+        assert n <= others["max_seqlen_k"]
+        logits = torch.einsum("qhd,khd->hqk", q[a:b].double(), k[start:stop].double()) * softmax_scale
+        out[a:b] = torch.einsum("hqk,khd->qhd", logits.softmax(-1), v[start:stop].double()).to(q.dtype)
+    return out
+
+
 @pytest.mark.parametrize("share", [0.15, 0.6])
-@pytest.mark.parametrize("kernel", ["computed queries", "all queries"])
+@pytest.mark.parametrize("kernel", ["computed queries", "all queries", "query lengths"])
 def test_as_transformers(
     model: Any, family: Family, oracles: Callable[[Family], Any], share: float, kernel: str, monkeypatch: Any
 ) -> None:
     video, oracle = noise(model, T), oracles(family)
     reuse = random_reuse(T, video.per_frame, share)
-    if kernel == "all queries":  # what a GPU's kernels get
-        for attention in model.attentions():
-            monkeypatch.setattr(attention, "attn_backend", AttentionBackendEnum.FLASH_ATTN)
+    for attention in model.attentions() if kernel != "computed queries" else ():  # what a GPU's kernels get
+        monkeypatch.setattr(attention, "attn_backend", AttentionBackendEnum.FLASH_ATTN)
+        monkeypatch.setattr(attention, "_fa_version", 2)
+    if kernel == "query lengths":
+        if hasattr(model, "visual"):  # whose tables say how long the longest sequence is
+            monkeypatch.setattr(model.visual, "attn_backend", AttentionBackendEnum.FLASH_ATTN)
+        monkeypatch.setattr(reuse_module.current_platform, "is_cuda", lambda: True)
+        monkeypatch.setattr(reuse_module.fa_utils, "flash_attn_varlen_func", varlen, raising=False)  # none on a CPU
     assert 0 < len(reuse.rows) < len(reuse.source)
     assert_close(video.encoded(reuse), video.expected(oracle, reuse))
 

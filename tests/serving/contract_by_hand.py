@@ -28,7 +28,7 @@ READ = {
     "vllm.entrypoints.pooling.base.serving": "validate_request_mm_kwargs",
     "vllm.lora.layers.VocabParallelEmbeddingWithLoRA": "base_layer",
     "vllm.model_executor.layers.attention.mm_encoder_attention.MMEncoderAttention": (
-        "attn_backend forward fp8_enabled head_size num_heads scale"
+        "_fa_version attn_backend forward fp8_enabled head_size num_heads scale"
     ),
     "vllm.model_executor.models.clip.CLIPAttention": "attn",
     "vllm.model_executor.models.clip.CLIPEncoderLayer": "self_attn",
