@@ -37,7 +37,7 @@ def measure(levels: Tensor) -> dict[str, Any]:
     rows = levels.flatten(0, 1).float()
     found: dict[str, Any] = {}
     for ratio in ("auto", *SHARES):
-        reuse = choose(levels, [0], FlashVidConfig(encoder_ratio=ratio))  # type: ignore[arg-type]
+        reuse = choose(levels, [0], FlashVidConfig(encoder_ratio=ratio))
         distance = (rows[reuse.rows[reuse.source]] - rows).abs().mean(1)
         found[f"left {ratio}"] = (float(distance.mean()), float(distance.quantile(0.99)))
         found[f"share {ratio}"] = len(reuse.rows) / len(rows)

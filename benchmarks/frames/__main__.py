@@ -3,6 +3,7 @@
 
     make frames                                           the whole programme, into benchmarks/results/frames.*
     python -m benchmarks.frames --frames 16,64 --requests 2
+    python -m benchmarks.frames --frames 160 --encoder-ratios 0.25,auto    with further servers that encode less
     python -m benchmarks.frames --model llava-hf/llava-onevision-qwen2-7b-ov-hf --token-budget 3136
 
 The budget is what 16 frames have uncompressed, so FlashVID's prompt stays as long as plain vLLM's at 16 frames. A
@@ -27,7 +28,7 @@ from ..load.clips import make_clips
 from ..load.measure import Load
 from ..load.report import PARTS, STYLES, provenance, split, split_row
 from ..load.runs import Group, Run, benchmark, run_all, store, vllm_variables
-from ..load.servers import SHAPES, common_arguments, target_of_model, target_of_shape
+from ..load.servers import ENCODERS, SHAPES, common_arguments, target_of_model, target_of_shape
 
 FRAMES = (16, 32, 64, 96, 128, 160)
 SPAN = 160  # frames of the source that a video spans
@@ -42,9 +43,10 @@ LEGEND = """\
 {about}.
 {requests} clips a cell, one request at a time, {max_tokens} tokens an answer; FlashVID keeps at most {budget}
 visual tokens of a video. **Encoder**, **compression**, **prefill** and **the rest** as in serving.md: all frames are
-encoded, whatever is kept of them. **Memory of a request**: how far the worker's memory rose above what it was before
-the request, median (its resident set, looked at five times a second; the KV cache is part of it as far as its pages
-were never used before). **Peak memory**: the highest of the cell, weights included.
+encoded, whatever is kept of them, but in servers that are named for a share of it. **Memory of a request**: how far the
+worker's memory rose above what it was before the request, median (its resident set, looked at five times a second; the
+KV cache is part of it as far as its pages were never used before). **Peak memory**: the highest of the cell, weights
+included.
 """
 
 
@@ -57,7 +59,11 @@ def groups_of(options: argparse.Namespace) -> list[Group]:
     common = common_arguments(target, max(options.frames), clips[options.frames[0]][0], False, ALL)
     compressing = ["--plugin", "flashvid", "--flashvid-token-budget", f"{budget}"]
     groups = []
-    for server, peer, arguments in (("plain", "vLLM without options", []), ("flashvid", "this plugin's", compressing)):
+    servers = [("plain", "vLLM without options", []), ("flashvid", "this plugin's", compressing)]
+    for share in options.encoder_ratios:
+        less = [*compressing, "--flashvid-encoder-ratio", share]
+        servers.append((f"flashvid-encoder-{share}", "this plugin's", less))
+    for server, peer, arguments in servers:
         about: Cell = {"server": server, "peer": peer, "model": target.name, "about": target.about, "budget": budget}
         load = Load(options.requests, concurrency=1)
         runs = tuple(Run({**about, "frames": count}, load, tuple(clips[count][1:])) for count in options.frames)
@@ -168,6 +174,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", help="a model on a hub or a directory instead; with --token-budget")
     parser.add_argument("--frames", type=listed(int), default=FRAMES, help="numbers of frames (default: 16 to 160)")
     parser.add_argument("--token-budget", type=int, help="visual tokens to keep (default: those of 16 frames)")
+    shares = ", ".join(ENCODERS.values())
+    parser.add_argument("--encoder-ratios", type=_shares, default=(), help=f"further servers, of {shares}")
     parser.add_argument("--requests", type=int, default=REQUESTS, help="of each cell (default: %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=16, help="length of an answer (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
@@ -184,6 +192,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     whole = all(getattr(default, name) == value for name, value in same.items())
     options.output = options.output or (RESULTS if whole else cache_directory().parent / "frames")
     return options
+
+
+def _shares(text: str) -> tuple[str, ...]:
+    """An argparse type: some of ENCODERS' shares, with commas between them."""
+    values = tuple(text.split(","))
+    if unknown := set(values) - set(ENCODERS.values()):
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(ENCODERS.values())}, got {', '.join(unknown)}")
+    return values
 
 
 def main() -> int:

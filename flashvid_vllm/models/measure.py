@@ -46,6 +46,7 @@ def encode_longest_video(model: Any) -> None:
         model.embed_multimodal(**{**model.repeat_video(times, **kwargs), **settings})
         return
     kwargs = model.by_rows(**kwargs)
+    assert copied is not None
     for kind in kinds:  # either takes more than the whole video
         reuse = leaving_out(num_frames, model.rows_per_frame(n), copied, whole=kind == "frames")
         model.embed_multimodal(**{**_with(reuse, model, model.repeat_video(times, **kwargs)), **settings})

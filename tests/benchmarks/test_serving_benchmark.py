@@ -52,6 +52,9 @@ def test_a_model_needs_a_budget_for_frames(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_only_the_whole_programme_goes_over_the_committed_results() -> None:
+    assert frames.parse(["--encoder-ratios", "0.25,auto"]).encoder_ratios == ("0.25", "auto")
+    with pytest.raises(SystemExit):
+        frames.parse(["--encoder-ratios", "0.3"])
     for module in (serving, frames):
         assert module.parse([]).output == module.RESULTS
         assert module.parse(["--fresh"]).output == module.RESULTS
