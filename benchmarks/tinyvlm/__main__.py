@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import __doc__, data, encoder, report, served, tuned
+from . import __doc__, budgets, data, encoder, report, served, tuned
 from .backgrounds import Split
 from .blind import text_only
 from .evaluate import evaluate, evaluate_variants
@@ -18,7 +18,20 @@ from .features import CACHE, Store
 from .model import WEIGHTS, Size, build, load_weights
 from .train import Recipe, Training, run_folder
 
-STAGES = ("all", "data", "blind", "features", "train", "build", "evaluate", "variants", "serve", "tune", "encoder")
+STAGES = (
+    "all",
+    "data",
+    "blind",
+    "features",
+    "train",
+    "build",
+    "evaluate",
+    "variants",
+    "serve",
+    "tune",
+    "encoder",
+    "budgets",
+)
 BLIND = 1500  # training videos whose questions are learned without them
 
 
@@ -116,6 +129,13 @@ def encode_less(options: argparse.Namespace) -> None:
     encoder.write(encoder.run(load_weights(options.weights), CACHE, videos), options.results)
 
 
+def compare_budgets(options: argparse.Namespace) -> None:
+    """Budgets that follow the video, on the first test videos, and their ablation on validation videos."""
+    Store("test", budgets.VIDEOS).fill()
+    Store("validation", budgets.VALIDATION).fill()
+    budgets.write(budgets.answer(load_weights(options.weights), CACHE), options.results)
+
+
 def everything(options: argparse.Namespace) -> None:
     """All that the committed results are made of; what is there is not trained again."""
     if options.weights.exists():
@@ -145,6 +165,7 @@ def main() -> int:
         "serve": compare_served,
         "tune": tune,
         "encoder": encode_less,
+        "budgets": compare_budgets,
     }
     stages[options.stage](options)
     return 0

@@ -68,7 +68,6 @@ def compress(features: Tensor, attention: Tensor | None, budget: Budget, backend
     source = frame * n + torch.where(kept, own, source)
     source = source.where(kept | to_kept.isfinite(), -1)  # nothing is kept in its frame
     stayed = (news <= to_kept) & ~kept
-    stayed[0] = False
     source = source.gather(0, frame.where(~stayed, 0).cummax(0).values)  # of the last frame in which it did not stay
     return merge(features, source, backend)
 
