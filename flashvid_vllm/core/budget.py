@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from flashvid_vllm.core.config import FlashVidConfig
+from flashvid_vllm.core.config import FASTV, INNER_SETTINGS, FlashVidConfig
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,14 @@ class Budget:
         tokens_per_frame: tokens of each before compression [N].
         tokens: tokens that the video keeps, chosen and merged together [B].
         selected_per_frame: tokens that ADTS selects in each frame [K].
+        inner_tokens: tokens that are left of these inside the LLM; ``tokens`` where nothing is dropped there.
     """
 
     num_frames: int
     tokens_per_frame: int
     tokens: int
     selected_per_frame: int
+    inner_tokens: int
 
     @property
     def total(self) -> int:
@@ -58,19 +60,39 @@ def plan(num_frames: int, tokens_per_frame: int, config: FlashVidConfig) -> Budg
         config: gives R or B, and alpha.
 
     Raises:
-        ValueError: ``num_frames`` or ``tokens_per_frame`` is below 1.
+        ValueError: ``num_frames`` or ``tokens_per_frame`` is below 1, or ``config`` drops tokens inside the LLM and
+            does not say where and how many.
     """
     if num_frames < 1:
         raise ValueError(f"num_frames must be >= 1, got {num_frames!r}")
     if tokens_per_frame < 1:
         raise ValueError(f"tokens_per_frame must be >= 1, got {tokens_per_frame!r}")
+    if config.inner and config.method != FASTV:
+        missing = [name for name in INNER_SETTINGS[1:] if getattr(config, name) is None]
+        if missing:
+            raise ValueError(f"inner needs {', '.join(missing)}; a server takes them from the model")
     total = num_frames * tokens_per_frame
     if config.token_budget is not None:
-        tokens = min(config.token_budget, total)
+        wanted = Fraction(config.token_budget)
     else:
-        tokens = max(1, math.floor(_decimal(config.retention_ratio) * total))
-    wanted = math.floor(_decimal(config.alpha) * tokens / num_frames + Fraction(1, 2))  # half goes up
-    return Budget(num_frames, tokens_per_frame, tokens, min(wanted, tokens // num_frames))
+        wanted = _decimal(config.retention_ratio) * total
+    tokens = inner_tokens = max(1, min(total, math.floor(wanted)))
+    if config.method == FASTV:
+        tokens = total
+    elif config.inner:
+        left = _decimal(config.inner_ratio)
+        tokens = max(1, min(total, math.floor(wanted * _layers_worth(config, left))))
+        inner_tokens = max(1, math.floor(left * tokens))
+    selected = math.floor(_decimal(config.alpha) * tokens / num_frames + Fraction(1, 2))  # half goes up
+    return Budget(num_frames, tokens_per_frame, tokens, min(selected, tokens // num_frames), inner_tokens)
+
+
+def _layers_worth(config: FlashVidConfig, left: Fraction) -> Fraction:
+    """How many tokens may enter an LLM of L layers for one that all layers had: L / (K + r (L - K))."""
+    layer, depth = config.inner_layer, config.inner_depth
+    assert layer is not None
+    assert depth is not None
+    return depth / (layer + left * (depth - layer))
 
 
 def encoder_rows(num_frames: int, rows_per_frame: int, num_blocks: int, ratio: float) -> int:

@@ -23,6 +23,10 @@ DEFAULT_RETENTION_RATIO = 0.25
 MAX_INT = 2**31 - 1
 AUTO = "auto"  # of encoder_ratio
 ENCODER_SETTINGS = ("encoder_ratio", "encoder_reuse")
+# Of what is dropped inside the LLM. The first is a request's too, the others shape the engine.
+INNER_SETTINGS = ("inner", "inner_layer", "inner_ratio", "inner_depth")
+FASTV = "fastv"  # the method that compresses nothing before the LLM, and drops inside it alone
+FASTV_LAYER = 2  # its paper's K
 # What FlashVID alone reads; the peers' constants are their papers'.
 FLASHVID_SETTINGS = ("alpha", "merge_threshold", "segment_threshold", "min_segments", "selection", "matching",
                      "suppress_sinks")  # fmt: skip
@@ -42,7 +46,8 @@ class FlashVidConfig:
             Neither this nor ``token_budget`` given: 0.25.
         token_budget: most visual tokens to keep of a video, whatever its length; >= 1.
         method: "flashvid"; an ablation of it, "ttm" (matching by position), "adts" (alpha 1) or "tstm" (alpha 0);
-            or a peer, see ``flashvid_vllm.core.methods``.
+            or a peer, see ``flashvid_vllm.core.methods``; or "fastv", which keeps all tokens before the LLM and
+            the ratio or budget of them from layer K on.
         alpha: share of the kept tokens that ADTS selects, in [0, 1]; TSTM merges the rest.
         merge_threshold: cosine similarity above which TSTM links a token to the
             previous frame [T_tau]; in [-1, 1].
@@ -59,6 +64,12 @@ class FlashVidConfig:
             copies in time; "auto": as few as leave little unexplained. Read before the encoder, whatever
             ``method``; ``compress`` itself does not.
         encoder_reuse: what is computed or copied, "tokens" each for itself, or whole "frames".
+        inner: whether tokens are dropped a second time, inside the LLM. The ratio or budget is then the average over
+            its layers: more tokens enter it, fewer leave layer K.
+        inner_layer: layers that have all tokens that enter [K]; from the next on only those do that the prompt's last
+            token attends to most in layer K.
+        inner_ratio: share of a video's tokens in the LLM that is left from there on, in (0, 1] [r].
+        inner_depth: layers of the LLM [L].
 
     Raises:
         ValueError: a value of the wrong type or out of range, both ``retention_ratio`` and ``token_budget``, or
@@ -67,7 +78,7 @@ class FlashVidConfig:
 
     retention_ratio: float | None = None
     token_budget: int | None = None
-    method: Method = "flashvid"
+    method: Method | Literal["fastv"] = "flashvid"
     alpha: float = 0.7
     merge_threshold: float = 0.8
     segment_threshold: float = 0.9
@@ -78,6 +89,10 @@ class FlashVidConfig:
     backend: Backend = "auto"
     encoder_ratio: float | Literal["auto"] = 1.0
     encoder_reuse: EncoderReuse = "tokens"
+    inner: bool = False
+    inner_layer: int | None = None
+    inner_ratio: float | None = None
+    inner_depth: int | None = None
 
     def __post_init__(self) -> None:
         if self.retention_ratio is not None and self.token_budget is not None:
@@ -108,6 +123,31 @@ class FlashVidConfig:
         )
         for name, value in ABLATIONS.get(self.method, {}).items():
             self._set(name, value)
+        self._check_inner()
+
+    def _check_inner(self) -> None:
+        if not isinstance(self.inner, bool):
+            raise ValueError(f"inner must be true or false, got {shown(self.inner)}")
+        if self.method == FASTV:
+            if self.inner_ratio is not None:
+                raise ValueError(
+                    f"inner_ratio={shown(self.inner_ratio)}: method={FASTV!r} keeps the retention_ratio or the "
+                    "token_budget inside the LLM; leave it out"
+                )
+            self._set("inner", True)
+            self._set("inner_layer", FASTV_LAYER if self.inner_layer is None else self.inner_layer)
+        for name in ("inner_layer", "inner_depth"):
+            if getattr(self, name) is not None:
+                self._set(name, _integer(name, getattr(self, name)))
+        if self.inner_ratio is not None:
+            self._set("inner_ratio", _real("inner_ratio", self.inner_ratio, 0.0, 1.0, open_low=True))
+        given = [name for name in INNER_SETTINGS[1:] if getattr(self, name) is not None]
+        if given and not self.inner:
+            raise ValueError(f"{given[0]}={getattr(self, given[0])} is read where inner is true; set that too")
+        if self.inner_layer and self.inner_depth and self.inner_layer >= self.inner_depth:
+            raise ValueError(
+                f"inner_layer={self.inner_layer} must be below the language model's {self.inner_depth} layers"
+            )
 
     def _is_default(self, name: str) -> bool:
         return bool(getattr(self, name) == getattr(type(self), name))
@@ -120,7 +160,7 @@ class FlashVidConfig:
         """Whether the method reads the received attention; FlashVID's does in ADTS, unless by diversity alone."""
         if self.method in PEERS:
             return PEERS[self.method].reads_attention
-        return self.alpha > 0 and self.selection != "diversity"
+        return self.method != FASTV and self.alpha > 0 and self.selection != "diversity"
 
     @property
     def encodes_less(self) -> bool:
@@ -144,17 +184,17 @@ _SHOWN = 100  # characters of a value that a message repeats
 
 def check_method(method: Any) -> None:
     """Raise ValueError unless ``method`` is one of ``Method``."""
-    if method == "fastv":
-        raise ValueError(
-            "method='fastv' is not offered: FastV prunes inside the LLM, and this plugin compresses before it; "
-            f"offered: {', '.join(get_args(Method))}"
-        )
-    _choice("method", method, get_args(Method))
+    _choice("method", method, (*get_args(Method), FASTV))
+
+
+def is_other(method: str) -> bool:
+    """Whether ``method`` is none of FlashVID's."""
+    return method in PEERS or method == FASTV
 
 
 def is_set_by(method: str, name: str) -> bool:
     """Whether ``method`` does not read the setting ``name``, or sets it itself."""
-    return name in (FLASHVID_SETTINGS if method in PEERS else ABLATIONS.get(method, {}))
+    return name in (FLASHVID_SETTINGS if is_other(method) else ABLATIONS.get(method, {}))
 
 
 def refuse_unread(given: Mapping[str, Any], method: str) -> None:
@@ -162,7 +202,7 @@ def refuse_unread(given: Mapping[str, Any], method: str) -> None:
     for name, value in given.items():
         if not is_set_by(method, name):
             continue
-        if method in PEERS:
+        if is_other(method):
             raise ValueError(
                 f"{name}={shown(value)} is a setting of FlashVID, which method={method!r} does not read; leave it out"
             )

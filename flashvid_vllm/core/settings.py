@@ -13,14 +13,16 @@ from typing import Any
 from .config import (
     CONFIG_KEYS,
     ENCODER_SETTINGS,
+    FASTV,
     FLASHVID_SETTINGS,
+    INNER_SETTINGS,
     FlashVidConfig,
+    is_other,
     is_set_by,
     refuse_unknown,
     refuse_unread,
     shown,
 )
-from .methods import PEERS
 
 KEY = "flashvid"
 ENABLED = "enabled"
@@ -30,6 +32,7 @@ METHOD = "method"
 POSITIONS = "positions"
 CONSECUTIVE, ORIGINAL = "consecutive", "original"
 MAX_VIDEO_TOKENS = "max_video_tokens"
+INNER, INNER_LAYER, INNER_RATIO, INNER_DEPTH = INNER_SETTINGS
 # beside a server's settings, from its start and not from anybody: ranks that share what an encoder gets in one call,
 # and why it cannot compute single rows, if so
 ENCODER_SHARES, ENCODER_WHOLE = "encoder_shares", "encoder_whole"
@@ -38,6 +41,9 @@ SERVER_ONLY = {
     BACKEND: "the backend",
     POSITIONS: "the positions",
     MAX_VIDEO_TOKENS: "the size of the longest video",
+    INNER_LAYER: "the layer behind which tokens are dropped",
+    INNER_RATIO: "the share of them that is left",
+    INNER_DEPTH: "the model",
 }
 REQUEST_KEYS = tuple(key for key in SERVER_KEYS if key not in (*SERVER_ONLY, REQUEST_OVERRIDES))
 _MOST_KEYS = 100  # of mm_processor_kwargs that are looked at for a near miss; nothing reads so many
@@ -66,6 +72,10 @@ def check_request(settings: Any, server: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(settings, Mapping) and name in settings:
             raise ValueError(f"{name}={shown(settings[name])}: the server chooses {what}; leave it out")
     checked = _check(settings, REQUEST_KEYS)
+    if checked.get(INNER) and INNER_LAYER not in server:
+        raise ValueError(f"{INNER}=True: this server drops nothing inside the LLM; leave it out")
+    if checked.get(METHOD) == FASTV != server.get(METHOD):
+        raise ValueError(f"{METHOD}={FASTV!r}: this server was not started with it, which shapes the engine")
     refuse_unread(checked, checked.get(METHOD, server.get(METHOD, FlashVidConfig.method)))
     return checked
 
@@ -115,6 +125,14 @@ def resolve(
         for name in _BUDGETS:
             merged.pop(name, None)
     merged.update(request)
+    if method == FASTV:
+        if merged.get(INNER) is False:  # nothing is left to do
+            return None
+        merged[INNER] = True
+    elif server.get(METHOD) == FASTV:  # the layer is FastV's
+        merged[INNER] = False
+    if not merged.get(INNER, False):
+        merged = {name: value for name, value in merged.items() if name not in INNER_SETTINGS}
     return FlashVidConfig(**{name: value for name, value in merged.items() if name in CONFIG_KEYS})
 
 
@@ -122,7 +140,8 @@ def describe(server: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
     """The settings in force for a request that says nothing, in one line."""
     config = resolve({**server, ENABLED: True}, None, preset)
     assert config is not None
-    hidden = (FLASHVID_SETTINGS if config.method in PEERS else ()) + (() if config.encodes_less else ENCODER_SETTINGS)
+    hidden = (FLASHVID_SETTINGS if is_other(config.method) else ()) + (() if config.encodes_less else ENCODER_SETTINGS)
+    hidden += () if config.inner else INNER_SETTINGS
     shown = {name: value for name, value in config.to_dict().items() if value is not None and name not in hidden}
     parts = [f"{name}={value}" for name, value in shown.items()]
     if not server.get(ENABLED, True):
@@ -160,8 +179,15 @@ def _check(settings: Any, keys: tuple[str, ...]) -> dict[str, Any]:
     for name, value in given.items():
         if value is None and name not in _BUDGETS:
             raise ValueError(f"{name} must not be null; leave it out for the default")
-    checked = FlashVidConfig(**given)
+    if any(name in given for name in INNER_SETTINGS[1:]):
+        given.setdefault(INNER, True)
+    # beside a layer that requests may ask for, it is false
+    checked = FlashVidConfig(**(given | {INNER: True} if INNER in given else given))
+    if given.get(METHOD) == FASTV and keys is SERVER_KEYS and given.get(INNER) is False:
+        raise ValueError(f"{METHOD}={FASTV!r} is {INNER}=True; leave one of them out")
     refuse_unread(given, checked.method)  # here even a default was given
     out = {name: getattr(checked, name) for name, value in given.items() if value is not None}
+    if INNER in given:
+        out[INNER] = given[INNER]
     others = (ENABLED, REQUEST_OVERRIDES, POSITIONS, MAX_VIDEO_TOKENS)
     return out | {name: settings[name] for name in others if name in settings}

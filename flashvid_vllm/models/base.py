@@ -19,11 +19,13 @@ from ..core.budget import plan
 from ..core.compress import CompressedVideo, compress
 from ..core.config import FlashVidConfig
 from ..core.reuse import Reuse
-from ..core.settings import BACKEND, ENABLED, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, resolve
+from ..core.settings import BACKEND, ENABLED, INNER_LAYER, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, resolve
 from . import FAMILIES, counting, pieces
+from .inner import rows
+from .inner.install import Inner
 from .measure import encode_longest_video
 from .processor import MEASURE, unpack_settings
-from .processor_cache import FIELD, FULL_EMBEDS
+from .processor_cache import FIELD, FULL_EMBEDS, INNER
 from .reuse import take_reuses, why_not
 
 logger = logging.getLogger("vllm.plugins.flashvid")
@@ -41,7 +43,13 @@ class FlashVidModel:
         flashvid_reuses: which rows of each of them the encoder computes, None for one of which it computes all.
         flashvid_piece: visual tokens that the encoder gets in one call.
         flashvid_metrics: where compressed videos are counted, None on ranks that count nothing.
+        flashvid_inner: what drops tokens inside the LLM, None where nothing does.
+        flashvid_places: of each video of the current call, which rows of what the encoder gives are visual tokens;
+            None for all.
     """
+
+    get_language_model: Any
+    flashvid_inner: Inner | None = None
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
@@ -54,6 +62,11 @@ class FlashVidModel:
         self.flashvid_vllm_config = vllm_config
         self.flashvid_piece = pieces.measured_tokens(vllm_config) if settings is not None else 0
         self.flashvid_metrics = _metrics(vllm_config, settings) if settings is not None else None
+        self.flashvid_places: list[Tensor | None] = []
+        if settings is not None and INNER_LAYER in settings:
+            self.flashvid_inner = Inner(settings[INNER_LAYER], self._count_inner)
+            self.flashvid_inner.install(self.get_language_model().model)
+            self.get_model_state_cls = _state_v2  # which vLLM asks for if it is there
 
     def frames_per_piece(self, tokens_per_frame: int) -> int:
         """Temporal positions that the encoder gets in one call."""
@@ -100,6 +113,10 @@ class FlashVidModel:
         """vLLM's attention module of the last layer of the vision tower that sees whole frames."""
         raise NotImplementedError
 
+    def embedding_width(self) -> int:
+        """Channels of an embedding."""
+        raise NotImplementedError
+
     def visual_width(self) -> int:
         """Channels of a visual token where it is compressed."""
         raise NotImplementedError
@@ -125,18 +142,23 @@ class FlashVidModel:
         finally:
             self.flashvid_metrics = counted
 
+    def _count_inner(self, tokens: int, kept: int) -> None:
+        if self.flashvid_metrics is not None:
+            self.flashvid_metrics.count_inner(tokens, kept)
+
     def embed_multimodal(self, **kwargs: Any) -> Any:
         kwargs.pop(FULL_EMBEDS, None)  # the scheduler's
+        kwargs.pop(INNER, None)  # the runner's
         # on a CPU vLLM measures nothing, and later stages of a pipeline encode nothing
         encodes = self.flashvid_piece and not current_platform.is_cpu() and get_pp_group().is_first_rank
         if kwargs.pop(MEASURE, None) is not None and encodes:
             self.compile_kernels()
             self.measure_longest_video()
-        rows = kwargs.pop(FIELD, None)
-        if rows is None:  # images, or FlashVID is not on
+        packed = kwargs.pop(FIELD, None)
+        if packed is None:  # images, or FlashVID is not on
             self.flashvid_reuses = ()
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        configs = [unpack_settings(row) for row in rows]
+        configs = [unpack_settings(row) for row in packed]
         self.flashvid_configs = [
             None if config is None or plan(*grid, config).is_identity else config
             for config, grid in zip(configs, self.video_grids(**kwargs), strict=True)
@@ -145,8 +167,29 @@ class FlashVidModel:
         for reuse in self.flashvid_reuses:
             if reuse is not None and self.flashvid_metrics is not None:
                 self.flashvid_metrics.count_rows(len(reuse.source), len(reuse.rows))
+        self.flashvid_places = [None] * len(configs)
         with gpu_sync_allowed():
-            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+            out = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        if self.flashvid_inner is None:
+            return out
+        return [rows.mark_rows(video, places) for video, places in zip(out, self.flashvid_places, strict=True)]
+
+    def embed_input_ids(
+        self,
+        input_ids: Tensor,
+        multimodal_embeddings: Sequence[Tensor] | None = None,
+        *,
+        is_multimodal: Tensor | None = None,
+    ) -> Tensor:
+        if self.flashvid_inner is not None:
+            visual = None
+            if multimodal_embeddings and is_multimodal is not None:
+                multimodal_embeddings = rows.take_marks(multimodal_embeddings, self.embedding_width())
+                visual = rows.visual_tokens(multimodal_embeddings, is_multimodal, input_ids.device)
+            self.flashvid_inner.see(visual)
+        return super().embed_input_ids(  # type: ignore[misc]
+            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
+        )
 
     def needs_attention(self) -> bool:
         """Whether the settings of a video of this call read the encoder's attention."""
@@ -160,6 +203,12 @@ class FlashVidModel:
             video = compress(features, attention, config)
         self.flashvid_metrics.count(features.shape[0] * features.shape[1], len(video.tokens))
         return video
+
+
+def _state_v2() -> Any:
+    from .inner.state_v2 import InnerModelState  # it imports what only Model Runner V2 needs
+
+    return InnerModelState
 
 
 def _metrics(vllm_config: VllmConfig, server: Mapping[str, Any]) -> counting.Counter | None:

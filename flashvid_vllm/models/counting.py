@@ -20,6 +20,9 @@ class Counter(Protocol):
     def count_rows(self, rows_in: int, rows_computed: int) -> None:
         """Enter one video that is encoded less."""
 
+    def count_inner(self, tokens_in: int, tokens_kept: int) -> None:
+        """Enter one video of which tokens are dropped inside the LLM."""
+
     def timed(self, device: torch.device) -> AbstractContextManager[None]:
         """Enter the seconds that the block takes on ``device``."""
 

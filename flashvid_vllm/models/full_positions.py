@@ -14,6 +14,7 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from . import stages
 from .base import FlashVidModel
+from .inner import rows
 from .positions import LAST_DELTA, Span, compress_positions, delta_of, fill_positions
 
 
@@ -56,10 +57,6 @@ class FullPositionsModel(FlashVidModel):
         """Positions [3, L] of an uncompressed prompt, and the delta behind it."""
         raise NotImplementedError
 
-    def embedding_width(self) -> int:
-        """Channels of an embedding."""
-        raise NotImplementedError
-
     def first_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         """What vLLM's get_mrope_input_positions gives: `compress_positions` of the prompt, and the delta."""
         tokens, features, spans, grown = list(input_tokens), [], [], 0
@@ -82,14 +79,19 @@ class FullPositionsModel(FlashVidModel):
         self, multimodal_embeddings: Sequence[Tensor], mrope_positions: Tensor, num_computed_tokens: int
     ) -> tuple[Sequence[Tensor], Tensor, int]:
         """What vLLM's recompute_mrope_positions gives: embeddings alone, `fill_positions` of a chunk, the delta."""
+        width = self.embedding_width()
+        if self.flashvid_inner is not None:
+            multimodal_embeddings = rows.take_marks(multimodal_embeddings, width)
         # Model Runner V2 copies positions to the device, and lays a request out anew whenever it starts
         marks = getattr(mrope_positions, "flashvid_marks", mrope_positions)
         delta = LAST_DELTA.pop() if LAST_DELTA else delta_of(marks)
-        width = self.embedding_width()
         if any(embedding.shape[1] > width for embedding in multimodal_embeddings):
             # Runner V1 has positions on the host, and embeddings on the device
             with gpu_sync_allowed() if marks.is_cpu else nullcontext():
                 mrope_positions = fill_positions(
                     mrope_positions, marks, multimodal_embeddings, width, num_computed_tokens
                 )
-        return [embedding[:, :width] for embedding in multimodal_embeddings], mrope_positions, delta
+        bare = [embedding[:, :width] for embedding in multimodal_embeddings]
+        if self.flashvid_inner is not None:
+            bare = [rows.keep_marks(x, rows.marks_of(e)) for x, e in zip(bare, multimodal_embeddings, strict=True)]
+        return bare, mrope_positions, delta

@@ -2,14 +2,13 @@
 """The videos on which start-up measures memory, beside vLLM's: the longest one, in whatever way takes most."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
 from ..core.budget import plan
-from ..core.config import FlashVidConfig
+from ..core.config import ENCODER_SETTINGS, FlashVidConfig
 from ..core.reuse import Reuse, leaving_out
 from ..core.settings import ENABLED, ENCODER_SHARES, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, resolve
 from . import FAMILIES
@@ -35,7 +34,7 @@ def encode_longest_video(model: Any) -> None:
     num_frames, n = model.video_grids(**kwargs)[0]
     num_frames *= times
     if plan(num_frames, n, config).is_identity:  # a request may ask for less
-        config = replace(config, retention_ratio=None, token_budget=None)
+        config = FlashVidConfig(backend=config.backend, **{name: getattr(config, name) for name in ENCODER_SETTINGS})
     settings = {FIELD: pack_settings(config)[None]}
     first = blocks(num_frames, model.frames_per_piece(n), server.get(ENCODER_SHARES, 1))
     copied = next((a + 1 for a, b in zip(first, [*first[1:], num_frames], strict=True) if b - a > 1), None)

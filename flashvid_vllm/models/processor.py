@@ -31,12 +31,13 @@ from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails
 from vllm.multimodal.processing.context import InputProcessingContext
 
 from ..core.budget import Budget, plan
-from ..core.config import ENCODER_SETTINGS, FlashVidConfig
+from ..core.config import ENCODER_SETTINGS, INNER_SETTINGS, FlashVidConfig
 from ..core.levels import PixelScale
 from ..core.settings import (
     ENABLED,
     ENCODER_SHARES,
     ENCODER_WHOLE,
+    INNER_LAYER,
     KEY,
     MAX_VIDEO_TOKENS,
     ORIGINAL,
@@ -62,6 +63,8 @@ def pack_settings(config: FlashVidConfig | None) -> Tensor:
     settings = config and config.to_dict()
     if settings and config and not config.encodes_less:  # so that names are what they were without these settings
         settings = {name: value for name, value in settings.items() if name not in ENCODER_SETTINGS}
+    if settings and config and not config.inner:
+        settings = {name: value for name, value in settings.items() if name not in INNER_SETTINGS}
     text = json.dumps(settings).encode()
     if len(text) > _ROW_BYTES:
         raise ValueError(f"FlashVID settings of {len(text)} bytes exceed {_ROW_BYTES}: {text!r}")
@@ -244,8 +247,11 @@ class FlashVidProcessor:
         original = config is not None and self.info.flashvid_server.get(POSITIONS) == ORIGINAL
         settings = row.numpy().tobytes() + original * ORIGINAL.encode()
         updates = processed.prompt_updates["video"]
-        full = [plain_video_of(update).embeds for update in updates]
-        items = [add_ours(item, row, count) for item, count in zip(processed.kwargs["video"], full, strict=True)]
+        videos = [plain_video_of(update) for update in updates]
+        items = [
+            add_ours(item, row, video.embeds, self._inner_tokens(video, config))
+            for item, video in zip(processed.kwargs["video"], videos, strict=True)
+        ]
         return processed._replace(
             kwargs=type(processed.kwargs)({**processed.kwargs, "video": items}),
             hashes={**processed.hashes, "video": [name_of(video, settings) for video in processed.hashes["video"]]},
@@ -340,6 +346,16 @@ class FlashVidProcessor:
             details = PromptUpdateDetails.select_token_id(layout, token)
         fields = MultiModalKwargsItem({key: elem for key, elem in item.items() if elem.field.keep_on_cpu})
         return PlainVideo(details.full, details.is_embed, num_frames, n, fields, layout.count(token))
+
+    def _inner_tokens(self, video: PlainVideo, config: FlashVidConfig | None) -> Tensor | None:
+        """A video's visual tokens in the LLM, and those that are left inside it; None where no request drops any."""
+        if INNER_LAYER not in self.info.flashvid_server:
+            return None
+        tokens = kept = video.num_frames * video.tokens_per_frame
+        if config is not None:
+            budget = plan(video.num_frames, video.tokens_per_frame, config)
+            tokens, kept = budget.tokens, budget.inner_tokens
+        return torch.tensor([tokens, kept])
 
     def _compress(self, update: Any, config: FlashVidConfig | None) -> Any:
         """A video's prompt update, as vLLM has cached it, under a request's settings.

@@ -25,17 +25,24 @@ FIELD = "flashvid_settings"
 # Embeddings of a video before compression. The scheduler has nothing else of one that lies in shared memory
 # (--mm-processor-cache-type shm) but its address.
 FULL_EMBEDS = "flashvid_full_embeds"
-_OURS = (FIELD, FULL_EMBEDS)
+# Of a video, where tokens are dropped inside the LLM: its visual tokens there, and how many are left, [2] int64
+INNER = "flashvid_inner"
+_OURS = (FIELD, FULL_EMBEDS, INNER)
 _MARK = "-flashvid-"
 
 
-def add_ours(item: MultiModalKwargsItem | None, row: Tensor, full_embeds: int) -> MultiModalKwargsItem:
+def add_ours(
+    item: MultiModalKwargsItem | None, row: Tensor, full_embeds: int, inner: Tensor | None = None
+) -> MultiModalKwargsItem:
     """A processed video, or what vLLM sends for one that the receiver has (None, an address), with its settings and the
-    embeddings that it has before compression: a new item that shares the tensors."""
+    embeddings that it has before compression, and what is dropped of it inside the LLM: a new item that shares the
+    tensors."""
     ours = {
         FIELD: MultiModalFieldElem(data=row, field=MultiModalBatchedField(keep_on_cpu=True)),
         FULL_EMBEDS: MultiModalFieldElem(data=full_embeds, field=MultiModalBatchedField(keep_on_cpu=True)),
     }
+    if inner is not None:
+        ours[INNER] = MultiModalFieldElem(data=inner, field=MultiModalBatchedField(keep_on_cpu=True))
     return MultiModalKwargsItem({**(item or {}), **ours})
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any, get_args
 
-from ..core.config import AUTO, FLASHVID_SETTINGS, FlashVidConfig, Method, shown
+from ..core.config import AUTO, FASTV, FLASHVID_SETTINGS, FlashVidConfig, Method, shown
 from ..core.settings import KEY, REQUEST_OVERRIDES, SERVER_SINGLE, check_server
 from .config_file import FLAG, refuse_unread_file
 
@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser, unsupported: str | None) -> Non
     group.add_argument(
         "--flashvid-method",
         metavar="METHOD",
-        help=f"How tokens are chosen: {', '.join(get_args(Method))}. Default: flashvid.",
+        help=f"How tokens are chosen: {', '.join(get_args(Method))}, {FASTV}. Default: flashvid.",
     )
     group.add_argument(
         "--flashvid-max-video-tokens",

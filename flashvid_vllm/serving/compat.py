@@ -27,7 +27,7 @@ from ..core.settings import (
 )
 from ..models import FAMILIES, counting, rope, supported
 from ..models.positions import LAST_DELTA
-from . import cli, config_file, cpu, metrics
+from . import cli, config_file, cpu, inner, metrics
 
 VLLM_MIN, VLLM_BELOW = (0, 32), (0, 34)
 
@@ -80,6 +80,7 @@ def install() -> None:
     _read_llava_video()
     _share_pixels()
     _tell_deltas()
+    _drop_inside()
     _patch_config_file()
     _patch_start(EngineArgs)
 
@@ -111,6 +112,20 @@ def _tell_deltas() -> None:
         return read(self, req_idx, length)
 
     RopeState.read_prefill_positions = read_prefill_positions
+
+
+def _drop_inside() -> None:
+    """Tokens dropped inside the LLM: see ``inner_v1``, which says when each can go."""
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    from . import inner_v1
+
+    build, process = GPUModelRunner._build_attention_metadata, InputProcessor.process_inputs
+    _expect_some(build, "num_reqs", "num_scheduled_tokens")
+    _expect_some(process, "prompt", "params")
+    GPUModelRunner._build_attention_metadata = inner_v1.plan_steps(build)
+    InputProcessor.process_inputs = inner_v1.read_no_prefix(process)
 
 
 def _share_pixels() -> None:
@@ -204,8 +219,10 @@ def _patch_start(engine_args: Any) -> None:
                 "leave one of them out"
             )
         self.video_pruning_rate = cli.PRUNING_ON
+        inner.prepare(self, settings)
         config = original(self, *args, **kwargs)
         _refuse_unsupported(config)
+        settings = inner.settle(config, settings)
         rope.set_positions(config.model_config, settings)
         _refuse_drift(config)
         settings = _set_longest_video(config, settings)
@@ -375,6 +392,16 @@ def _let_requests_through() -> None:
         if module.validate_request_mm_kwargs is not original:
             raise RuntimeError(f"{module.__name__} checks requests in another way than flashvid-vllm knows")
         module.validate_request_mm_kwargs = validate_request_mm_kwargs
+
+
+def _expect_some(function: Callable[..., Any], *parameters: str) -> None:
+    """RuntimeError unless ``function`` takes these parameters, whatever others it takes."""
+    missing = set(parameters) - set(inspect.signature(function).parameters)
+    if missing:
+        raise RuntimeError(
+            f"vLLM {vllm_version()}: {function.__qualname__} does not take {sorted(missing)}, which flashvid-vllm "
+            "expects; uninstall flashvid-vllm or install the vLLM that it supports"
+        )
 
 
 def _expect(function: Callable[..., Any], *parameters: str) -> None:

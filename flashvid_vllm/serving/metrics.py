@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Prometheus metrics on vLLM's ``/metrics``: video tokens in and out, seconds of compression, settings; of videos that
-are encoded less their rows, and seconds of their choice.
+are encoded less their rows, and seconds of their choice; tokens that are dropped inside the LLM.
 
 Videos are compressed in the worker, ``/metrics`` is answered by the API server, and nothing that vLLM sends between
 them takes a third party's figures. So the worker writes prometheus_client's files for several processes into a
@@ -166,6 +166,12 @@ class Metrics:
             self._rows_out = Counter(
                 "flashvid:encoder_rows_computed", "Rows of these videos that the encoder computed.", registry=None
             )
+            self._inner_in = Counter(
+                "flashvid:inner_tokens_in", "Visual tokens of prompts that drop some inside the LLM.", registry=None
+            )
+            self._inner_out = Counter(
+                "flashvid:inner_tokens_out", "Visual tokens of these prompts that are left inside it.", registry=None
+            )
             self._seconds = Histogram(
                 "flashvid:compression_seconds",
                 "Compression of one video: from the encoder's output to the kept tokens.",
@@ -184,6 +190,11 @@ class Metrics:
         """Enter one video of which the encoder computed fewer rows than it has."""
         self._rows_in.inc(rows_in)
         self._rows_out.inc(rows_computed)
+
+    def count_inner(self, tokens_in: int, tokens_kept: int) -> None:
+        """Enter one video of a prompt of which tokens are dropped inside the LLM."""
+        self._inner_in.inc(tokens_in)
+        self._inner_out.inc(tokens_kept)
 
     @contextmanager
     def timed(self, device: torch.device) -> Iterator[None]:

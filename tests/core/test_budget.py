@@ -39,7 +39,7 @@ configs = st.builds(FlashVidConfig, retention_ratio=ratios, alpha=alphas) | st.b
 )
 def test_examples(num_frames: int, n: int, ratio: float, alpha: float, budget: int, selected_per_frame: int) -> None:
     planned = plan(num_frames, n, FlashVidConfig(retention_ratio=ratio, alpha=alpha))
-    assert planned == Budget(num_frames, n, budget, selected_per_frame)
+    assert planned == Budget(num_frames, n, budget, selected_per_frame, budget)
 
 
 def test_token_budget_is_at_most_the_video() -> None:
@@ -47,6 +47,38 @@ def test_token_budget_is_at_most_the_video() -> None:
     whole = plan(4, 5, FlashVidConfig(token_budget=21))
     assert whole.tokens == 20
     assert whole.is_identity
+
+
+@pytest.mark.parametrize(
+    ("ratio", "layer", "left", "depth", "tokens", "inside"),
+    [
+        (0.1, 20, 0.3, 28, 784, 235),  # 1.25 x 627.2
+        (0.1, 28, 0.1, 36, 784, 78),  # 36 / 28.8 = 1.25 again
+        (0.9, 20, 0.3, 28, 6272, 1881),  # no more than there are
+        (0.3, 1, 1.0, 4, 1881, 1881),  # nothing is dropped
+        (0.0001, 1, 0.1, 2, 1, 1),  # never none
+        (0.7, 3, 0.01, 10, 6272, 62),
+    ],
+)
+def test_more_tokens_enter_where_some_are_dropped_inside(
+    ratio: float, layer: int, left: float, depth: int, tokens: int, inside: int
+) -> None:
+    """32 x 196 tokens; the mean over the layers is at most the ratio's."""
+    config = FlashVidConfig(retention_ratio=ratio, inner=True, inner_layer=layer, inner_ratio=left, inner_depth=depth)
+    budget = plan(32, 196, config)
+    assert (budget.tokens, budget.inner_tokens) == (tokens, inside)
+    mean = Fraction(layer * tokens + (depth - layer) * inside, depth)
+    assert mean <= max(Fraction(1), Fraction(repr(ratio)) * 6272)
+
+
+def test_fastv_drops_inside_alone() -> None:
+    budget = plan(32, 196, FlashVidConfig(method="fastv", retention_ratio=0.1))
+    assert (budget.tokens, budget.inner_tokens, budget.is_identity) == (6272, 627, True)
+    assert plan(4, 5, FlashVidConfig(method="fastv", token_budget=7)).inner_tokens == 7
+    hybrid = FlashVidConfig(token_budget=100, inner=True, inner_layer=20, inner_ratio=0.3, inner_depth=28)
+    assert (plan(32, 196, hybrid).tokens, plan(32, 196, hybrid).inner_tokens) == (125, 37)
+    with pytest.raises(ValueError, match="inner needs inner_layer, inner_ratio, inner_depth"):
+        plan(4, 5, FlashVidConfig(inner=True))
 
 
 @pytest.mark.parametrize(("num_frames", "n", "name"), [(0, 5, "num_frames"), (5, -1, "tokens_per_frame")])

@@ -21,7 +21,7 @@ from flashvid_vllm.core.methods import PEERS
 
 OFFERED = (
     "flashvid, ttm, adts, tstm, evs, vidcom2, visionzip, fastvid, prunevid, tome, divprune, vcast, gleanvid, "
-    "adaptive, uniform"
+    "adaptive, uniform, fastv"
 )
 
 
@@ -40,6 +40,10 @@ def test_defaults() -> None:
         "backend": "auto",
         "encoder_ratio": 1.0,
         "encoder_reuse": "tokens",
+        "inner": False,
+        "inner_layer": None,
+        "inner_ratio": None,
+        "inner_depth": None,
     }
 
 
@@ -88,10 +92,22 @@ def test_a_budget_takes_the_place_of_the_default_ratio() -> None:
         ({"method": "best"}, f"method must be one of {OFFERED}; got 'best'"),
         ({"method": ["evs"]}, f"method must be one of {OFFERED}; got ['evs']"),
         ({"method": None}, f"method must be one of {OFFERED}; got None"),
+        ({"inner": 1}, "inner must be true or false, got 1"),
+        ({"inner_layer": 3}, "inner_layer=3 is read where inner is true; set that too"),
+        ({"inner": True, "inner_layer": 0}, "inner_layer must be a whole number from 1 to 2147483647, got 0"),
+        ({"inner": True, "inner_ratio": 0}, "inner_ratio must be a number in (0, 1], got 0"),
         (
-            {"method": "fastv"},
-            "method='fastv' is not offered: FastV prunes inside the LLM, and this plugin compresses before it; "
-            f"offered: {OFFERED}",
+            {"inner": True, "inner_layer": 28, "inner_depth": 28},
+            "inner_layer=28 must be below the language model's 28 layers",
+        ),
+        (
+            {"method": "fastv", "inner_ratio": 0.5},
+            "inner_ratio=0.5: method='fastv' keeps the retention_ratio or the token_budget inside the LLM; "
+            "leave it out",
+        ),
+        (
+            {"method": "fastv", "alpha": 0.5},
+            "alpha=0.5 is a setting of FlashVID, which method='fastv' does not read; leave it out",
         ),
         (
             {"method": "adts", "alpha": 0.5},

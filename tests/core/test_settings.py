@@ -34,7 +34,8 @@ BAD_REQUESTS: list[tuple[Any, str]] = [
     ({"backend": "cuda"}, "backend"),
     ({"backend": []}, "backend"),
     ({"enabled": "yes"}, "enabled"),
-    ({"method": "fastv"}, "FastV prunes inside the LLM.*offered: flashvid, ttm"),
+    ({"method": "fastv", "alpha": 0.5}, "alpha=0.5 is a setting of FlashVID, which method='fastv' does not read"),
+    ({"inner": None}, "inner must not be null"),
     ({"method": "evsi"}, "method must be one of flashvid, .*got 'evsi'"),
     ({"method": None}, "method must not be null"),
     ({"method": "evs", "alpha": 0.5}, "alpha=0.5 is a setting of FlashVID, which method='evs' does not read"),
@@ -69,6 +70,54 @@ def test_a_request_cannot_choose_what_is_the_servers(name: str, value: Any) -> N
     with pytest.raises(ValueError, match=f"{name}={value!r}: the server chooses the "):
         check_request({name: value}, {})
     assert check_server({name: value}) == {name: value}
+
+
+INNER: dict[str, Any] = {
+    "inner": True,
+    "inner_layer": 20,
+    "inner_ratio": 0.3,
+    "inner_depth": 28,
+}  # of a server that has started
+
+
+def test_a_layer_or_a_share_switches_dropping_inside_on() -> None:
+    assert check_server({"inner_layer": 3}) == {"inner_layer": 3, "inner": True}
+    assert check_server({"inner_ratio": 0.5, "inner": False}) == {"inner_ratio": 0.5, "inner": False}
+    assert check_server({"inner": True}) == {"inner": True}
+    with pytest.raises(ValueError, match="method='fastv' is inner=True"):
+        check_server({"method": "fastv", "inner": False})
+
+
+def test_a_request_may_leave_out_what_is_dropped_inside() -> None:
+    """Its budget is then what it was without."""
+    hybrid, plain = resolve(INNER, None, {}), resolve(INNER, {"inner": False}, {})
+    assert hybrid == FlashVidConfig(**INNER)
+    assert plain == FlashVidConfig()
+    assert resolve(INNER, {"retention_ratio": 0.1}, {}) == FlashVidConfig(retention_ratio=0.1, **INNER)
+    off = INNER | {"inner": False}
+    assert resolve(off, None, {}) == FlashVidConfig()
+    assert resolve(off, {"inner": True}, {}) == hybrid
+    assert resolve(INNER, {"enabled": False}, {}) is None
+    assert check_request({"inner": False}, {}) == {"inner": False}
+    with pytest.raises(ValueError, match="inner=True: this server drops nothing inside the LLM; leave it out"):
+        check_request({"inner": True}, {})
+    assert "inner" not in describe({}, {})
+    assert "inner_layer=20, inner_ratio=0.3, inner_depth=28" in describe(INNER, {})
+
+
+def test_fastv_belongs_to_the_server() -> None:
+    """Another method's request drops nothing inside: the layer is FastV's."""
+    server: dict[str, Any] = {"method": "fastv", "inner": True, "inner_layer": 2, "inner_depth": 28}
+    fastv = resolve(server, None, {"min_segments": 4})
+    assert fastv == FlashVidConfig(method="fastv", inner_layer=2, inner_depth=28)
+    assert resolve(server, {"method": "evs"}, {}) == FlashVidConfig(method="evs")
+    assert resolve(server, {"inner": False}, {}) is None
+    asked = check_request({"method": "fastv", "retention_ratio": 0.5}, server)
+    assert resolve(server, asked, {}) == FlashVidConfig(
+        retention_ratio=0.5, method="fastv", inner_layer=2, inner_depth=28
+    )
+    with pytest.raises(ValueError, match="method='fastv': this server was not started with it"):
+        check_request({"method": "fastv"}, INNER)
 
 
 @pytest.mark.parametrize("value", ["spread", None, 1])

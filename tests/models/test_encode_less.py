@@ -12,7 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("vllm")
 
-from flashvid_vllm.core.config import ENCODER_SETTINGS, FlashVidConfig
+from flashvid_vllm.core.config import ENCODER_SETTINGS, INNER_SETTINGS, FlashVidConfig
 from flashvid_vllm.core.levels import PixelScale
 from flashvid_vllm.models import pieces
 from flashvid_vllm.models.encode_less import PIXELS, ROWS, SOURCE
@@ -69,7 +69,9 @@ def test_not_one_byte_is_another_where_all_is_encoded(pipe: Pipe) -> None:
     row = bytes(plain.data[FIELD].data.tolist())
     config = unpack_settings(plain.data[FIELD].data)
     assert config is not None
-    assert json.loads(row) == {k: v for k, v in config.to_dict().items() if k not in ENCODER_SETTINGS}
+    assert json.loads(row) == {
+        k: v for k, v in config.to_dict().items() if k not in (*ENCODER_SETTINGS, *INNER_SETTINGS)
+    }
     assert "-encoder-" not in plain.identifier
 
 

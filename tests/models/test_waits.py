@@ -18,6 +18,7 @@ from flashvid_vllm.models import attention
 from flashvid_vllm.models import reuse as reuse_module
 from flashvid_vllm.models import upload as upload_module
 from flashvid_vllm.models.families import llava, llava_rows, mrope, mrope_rows, qwen2_5_vl
+from flashvid_vllm.models.inner import rows as inner_rows
 from flashvid_vllm.models.positions import LAST_DELTA, Span, compress_positions
 
 from ..support.device import DEVICE, Device, OnDevice, Waits, held
@@ -82,7 +83,8 @@ def encoded(model: Any, wrap: Callable[[Tensor], Tensor]) -> Tensor:
     scores = model.raster_order(scores, GRID)
     fields = {"video_grid_thw": torch.tensor(GRID), "second_per_grid_ts": torch.tensor(1.0), "timestamps": [0.5] * T}
     item = {name: SimpleNamespace(data=value) for name, value in fields.items()}
-    return model._compress(features, scores, CONFIG, item)
+    rows, places = model._compress(features, scores, CONFIG, item)
+    return inner_rows.mark_rows(rows, places)[:, :-1]
 
 
 def test_from_the_encoder_to_the_embeddings(model: Any) -> None:

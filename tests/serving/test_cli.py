@@ -82,7 +82,7 @@ def test_all_options() -> None:
             "both give retention_ratio",
         ),
         (["--flashvid-method", "evs"], "needs --plugin flashvid"),
-        (["--plugin", "flashvid", "--flashvid-method", "fastv"], "FastV prunes inside the LLM.*offered: flashvid, ttm"),
+        (["--plugin", "flashvid", "--flashvid-method", "fasty"], "method must be one of .*, fastv; got 'fasty'"),
         (["--plugin", "flashvid", "--flashvid-method", "best"], "method must be one of flashvid, .*got 'best'"),
         (
             ["--plugin", "flashvid", "--flashvid-method", "evs", "--flashvid-config", '{"method": "evs"}'],
@@ -130,7 +130,8 @@ def test_engine_args() -> None:
     }
     bad: list[dict[str, Any]] = [
         {"retention_ratio": 2}, {"retention_ratoi": 0.1}, {"mm_processor_kwargs": {"flashvid": {}}},
-        {"retention_ratio": 0.1, "token_budget": 3}, {"method": "fastv"}, {"method": "evs", "min_segments": 4},
+        {"retention_ratio": 0.1, "token_budget": 3}, {"method": "fastv", "inner": False},
+        {"method": "evs", "min_segments": 4},
     ]  # fmt: skip
     for settings in bad:
         with pytest.raises(ValueError, match=r"."):

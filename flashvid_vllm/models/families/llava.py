@@ -139,6 +139,15 @@ class LlavaModel(FullPositionsModel):
         """The embeddings of an uncompressed video of features [T, N, D], newlines included."""
         raise NotImplementedError
 
+    def token_rows(self, source: Tensor, num_frames: int, tokens_per_frame: int) -> Tensor:
+        """Which of a video's rows, newlines included, are its tokens ``source`` [B] (ascending; T * N: the plain
+        video's)."""
+        raise NotImplementedError
+
+    def _all_places(self, num_frames: int, device: torch.device) -> Tensor:
+        n = self.tokens_per_frame()
+        return self.token_rows(torch.arange(num_frames * n, device=device), num_frames, n)
+
     def newline_places(self, num_frames: int, tokens_per_frame: int) -> Tensor:
         """Where the newlines that `add_newlines` adds stand in the uncompressed video, its newlines counted."""
         raise NotImplementedError
@@ -194,16 +203,21 @@ class LlavaModel(FullPositionsModel):
         # one by one, plain ones too: of several that differ in length vLLM 0.32 makes 3-D embeddings, which its Model
         # Runner V2 takes for the model's fault and ends
         out: list[Tensor] = []
-        for frames, config, reuse in zip(videos, self.flashvid_configs, self.flashvid_reuses, strict=True):
+        for index, (frames, config, reuse) in enumerate(
+            zip(videos, self.flashvid_configs, self.flashvid_reuses, strict=True)
+        ):
             if config is None and reuse is None:
                 out.extend(super()._process_video_pixels({"pixel_values_videos": frames[None]}))  # type: ignore[misc]
+                self.flashvid_places[index] = self._all_places(len(frames), out[-1].device)
                 continue
             features, attention = self._encode(frames, config is not None and config.needs_attention, reuse)
             if config is None:
                 out.append(self.plain_rows(features))
+                self.flashvid_places[index] = self._all_places(len(features), features.device)
                 continue
             video = self.compress_video(features, attention, config)
             rows = self.add_newlines(video, *features.shape[:2])
+            self.flashvid_places[index] = self.token_rows(video.source_index, *features.shape[:2])
             out.append(
                 append_positions(rows, self._places(video, *features.shape[:2])) if self.flashvid_original else rows
             )

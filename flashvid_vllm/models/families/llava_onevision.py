@@ -30,6 +30,9 @@ class LlavaOnevisionForConditionalGeneration(LlavaModel, upstream.LlavaOnevision
     def add_newlines(self, video: CompressedVideo, num_frames: int, tokens_per_frame: int) -> Tensor:
         return torch.cat([video.tokens, self.image_newline[None]])
 
+    def token_rows(self, source: Tensor, num_frames: int, tokens_per_frame: int) -> Tensor:
+        return torch.arange(len(source), device=source.device)
+
     def plain_rows(self, features: Tensor) -> Tensor:
         return torch.cat([features.flatten(0, 1), self.image_newline[None]])
 

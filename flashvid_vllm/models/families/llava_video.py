@@ -174,6 +174,14 @@ class LlavaQwenForCausalLM(LlavaModel, PlainModel):
         line = frame if newlines == num_frames else torch.zeros_like(frame)
         return insert_newlines(video.tokens, line, self.image_newline, newlines)
 
+    def token_rows(self, source: Tensor, num_frames: int, tokens_per_frame: int) -> Tensor:
+        total = num_frames * tokens_per_frame
+        newlines = num_newlines(self.config, num_frames, compressed=len(source) < total)
+        row = torch.arange(len(source), device=source.device)
+        if newlines == num_frames or len(source) == total:  # one behind each of so many equal parts
+            return row + source * newlines // total
+        return row
+
     def num_newlines(self, num_frames: int) -> int:
         return num_newlines(self.config, num_frames, compressed=False)
 

@@ -90,7 +90,6 @@ class MRopeModel(MRopeEncoder, FullPositionsModel):
     visual: Any
     config: Any
     use_data_parallel: bool
-    get_language_model: Any
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -131,6 +130,8 @@ class MRopeModel(MRopeEncoder, FullPositionsModel):
             return super().recompute_mrope_positions(  # type: ignore[misc]
                 input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens
             )
+        if self.flashvid_inner is not None:  # which no adapter goes with: no text's ids
+            return self.final_positions(multimodal_embeddings, mrope_positions, num_computed_tokens)
         width = self.embedding_width() + CHANNELS
         placed = [embedding[:, :width] for embedding in multimodal_embeddings]
         out = self.final_positions(placed, mrope_positions, num_computed_tokens)
@@ -151,9 +152,7 @@ class MRopeModel(MRopeEncoder, FullPositionsModel):
                 functional.pad(media, (0, columns)) if columns else media
                 for media, columns in zip(multimodal_embeddings, missing, strict=True)
             ]
-        embeds = super().embed_input_ids(  # type: ignore[misc]
-            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
-        )
+        embeds = super().embed_input_ids(input_ids, multimodal_embeddings, is_multimodal=is_multimodal)
         return embed_text(embeds, multimodal_embeddings, is_multimodal, self.get_language_model().embed_input_ids)
 
     def plain_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
@@ -187,7 +186,9 @@ class MRopeModel(MRopeEncoder, FullPositionsModel):
             features, *scores = self._encode(pixels, thw, config is not None and config.needs_attention, reuse)
             item = {field: SimpleNamespace(data=video_input[field][index]) for field in fields}
             scores_or_none = scores[0] if scores else None
-            out.append(features if config is None else self._compress(features, scores_or_none, config, item))
+            if config is not None:
+                features, self.flashvid_places[index] = self._compress(features, scores_or_none, config, item)
+            out.append(features)
         return tuple(out)
 
     def _postprocess_video_embeds_evs(self, video_embeds_split: Any, video_input: Any) -> Any:
@@ -195,8 +196,11 @@ class MRopeModel(MRopeEncoder, FullPositionsModel):
             return super()._postprocess_video_embeds_evs(video_embeds_split, video_input)  # type: ignore[misc]
         return video_embeds_split
 
-    def _compress(self, features: Tensor, scores: Tensor | None, config: FlashVidConfig, item: Any) -> Tensor:
+    def _compress(
+        self, features: Tensor, scores: Tensor | None, config: FlashVidConfig, item: Any
+    ) -> tuple[Tensor, Tensor]:
         """One video's tokens and the text between its frames, with their positions: [B + separators, D + channels].
+        And which rows the tokens are: [B].
 
         ``features`` [T * N, D]: the merger's output first, by which tokens are chosen and which is merged; deeper
         levels (DeepStack) are taken as they are, where a token is kept.
@@ -227,7 +231,8 @@ class MRopeModel(MRopeEncoder, FullPositionsModel):
             between[:, :width] = getattr(embedding, "base_layer", embedding)(ids)
             rows = torch.cat([between, tokens])[order.indices]
         rows = append_positions(rows, positions[:, order.values])
+        tokens_at = order.indices.argsort()[len(text) :]
         if not self.flashvid_lora:
-            return rows
+            return rows, tokens_at
         ids = torch.cat([ids, ids.new_zeros(len(tokens))])[order.indices]
-        return append_text(rows, ids, order.indices < len(text))
+        return append_text(rows, ids, order.indices < len(text)), tokens_at

@@ -10,7 +10,7 @@ import torch
 from ...core.budget import plan
 from ...core.choice import CHOICE_FRAMES, choose
 from ...core.compress import CompressedVideo, compress, segments_of
-from ...core.config import ENCODER_SETTINGS, FLASHVID_SETTINGS, FlashVidConfig
+from ...core.config import ENCODER_SETTINGS, FLASHVID_SETTINGS, INNER_SETTINGS, FlashVidConfig
 from ...core.methods import PEERS
 from .features import Encoded
 from .video import Frames
@@ -113,6 +113,7 @@ def _computed(encoded: Encoded, config: FlashVidConfig) -> np.ndarray:
 
 def _settings(config: FlashVidConfig) -> str:
     hidden = (FLASHVID_SETTINGS if config.method in PEERS else ()) + (() if config.encodes_less else ENCODER_SETTINGS)
+    hidden += () if config.inner else INNER_SETTINGS
     shown: dict[str, Any] = {k: v for k, v in config.to_dict().items() if v is not None and k not in hidden}
     return ", ".join(f"{name}={value}" for name, value in shown.items() if (name, value) != ("backend", "auto"))
 

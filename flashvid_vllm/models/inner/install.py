@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""Put into a model, when it is made: its layers from K on get a backend of their own, the class around them a mixin."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..processor_cache import INNER
+from .metadata import BACKENDS, backend_of_later_layers
+from .plan import Prompt, Tracker, Video
+from .text_model import InnerTextModel, Step
+
+
+class Inner:
+    """What a worker knows of tokens that are dropped inside the LLM.
+
+    Attributes:
+        layer: layers that have all tokens [K].
+        later_layers: names of the attention of the others.
+        step: of the forward pass that is being prepared, None where nothing is scheduled.
+    """
+
+    def __init__(self, layer: int, count: Callable[[int, int], None]) -> None:
+        self.layer = layer
+        self.later_layers: Sequence[str] = ()
+        self.step: Step | None = None
+        self.tracker = Tracker()
+        self._visual: Tensor | None = None
+        self._count = count
+
+    def install(self, text: Any) -> None:
+        """``text``: vLLM's module around the LLM's layers.
+
+        Raises:
+            ValueError: an attention backend whose metadata we do not know how to shorten.
+        """
+        attentions = [layer.self_attn.attn for layer in text.layers]
+        for attention in attentions:
+            name = attention.attn_backend.get_name()
+            if name not in BACKENDS:
+                raise ValueError(
+                    f"tokens can be dropped inside the LLM with the attention backends {', '.join(BACKENDS)}, and this "
+                    f"model has {name}; choose one with --attention-backend, or leave inner_layer and inner out"
+                )
+        for attention in attentions[self.layer :]:
+            attention.attn_backend = backend_of_later_layers(attention.attn_backend, self._current)
+        self.later_layers = [attention.layer_name for attention in attentions[self.layer :]]
+        kind = type(text)
+        text.__class__ = type(kind.__name__, (InnerTextModel, kind), {"__module__": __name__})
+        text.flashvid_inner = self
+
+    def _current(self) -> "Inner":
+        return self
+
+    def prepare(
+        self, step: Iterable[tuple[str, int, int]], prompt_of: Callable[[str], tuple[int, Sequence[Video]]]
+    ) -> None:
+        """A step is about to run; arguments as for `Tracker.plan`."""
+        self.step = Step(self.tracker.plan(step, prompt_of))
+
+    def nothing(self) -> None:
+        """What is about to run has no requests."""
+        self.step = None
+
+    def see(self, visual: Tensor | None) -> None:
+        """Which tokens of the step are a video's."""
+        self._visual = visual
+
+    def take_step(self) -> Step | None:
+        """The step that runs now, once: a run without requests, to measure or to compile, has none."""
+        step, self.step = self.step, None
+        if step is not None:
+            step.visual = self._visual
+        return step
+
+    def count(self, prompt: Prompt) -> None:
+        """Enter what a prompt dropped in the metrics."""
+        for video in prompt.videos:
+            self._count(video.tokens, video.kept)
+
+
+def videos_of(features: Iterable[Any]) -> list[Video]:
+    """Videos of a request, from vLLM's features of its media."""
+    videos = []
+    for feature in features:
+        if feature.modality == "video":
+            tokens, kept = feature.data[INNER].data.tolist()
+            place = feature.mm_position
+            videos.append(Video(place.offset, place.length, tokens, kept))
+    return videos

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""Model Runner V1 and requests, told of tokens that are dropped inside the LLM (see ``models/inner``).
+
+Both do nothing for a model that drops none.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..models.inner.install import Inner, videos_of
+from ..models.inner.plan import Video
+from ..models.processor_cache import INNER
+
+
+def plan_steps(original: Callable[..., Any]) -> Callable[..., Any]:
+    """GPUModelRunner's ``_build_attention_metadata``, which plans a step before. Can go when V1 asks a model for its
+    metadata, as V2."""
+
+    @functools.wraps(original)
+    def _build_attention_metadata(self: Any, *args: Any, **kwargs: Any) -> Any:
+        inner: Inner | None = getattr(self.model, "flashvid_inner", None)
+        if inner is not None:
+            scheduled = kwargs.get("num_scheduled_tokens")
+            if scheduled is None:  # nothing is, in a run to measure or to compile
+                inner.nothing()
+            else:
+                _prepare(inner, self, scheduled, kwargs["num_reqs"])
+        return original(self, *args, **kwargs)
+
+    return _build_attention_metadata
+
+
+def _prepare(inner: Inner, runner: Any, scheduled: dict[str, int], num_requests: int) -> None:
+    batch, requests = runner.input_batch, runner.requests
+
+    def prompt_of(request_id: str) -> tuple[int, Sequence[Video]]:
+        request = requests[request_id]
+        return request.num_prompt_tokens, videos_of(request.mm_features)
+
+    inner.tracker.forget_all_but(requests)
+    step = [
+        (name, int(batch.num_computed_tokens_cpu[row]), scheduled[name])
+        for row, name in enumerate(batch.req_ids[:num_requests])
+    ]
+    inner.prepare(step, prompt_of)
+
+
+def read_no_prefix(original: Callable[..., Any]) -> Callable[..., Any]:
+    """InputProcessor's ``process_inputs``. A request that drops tokens inside the LLM finds none of its prefix in the
+    cache: which are dropped depends on its last token, so the KV of no other is its own. What it leaves there is found
+    by nobody, since the settings are in the name of its videos, but for the blocks before the first, which are as ever.
+    Can go when a plugin may say so of a request."""
+
+    @functools.wraps(original)
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = original(self, *args, **kwargs)
+        if any(_drops(feature) for feature in request.mm_features or ()):
+            check_request(request)
+            request.sampling_params.skip_reading_prefix_cache = True
+        return request
+
+    return process_inputs
+
+
+def _drops(feature: Any) -> bool:
+    if feature.data is None or INNER not in feature.data:
+        return False
+    tokens, kept = feature.data[INNER].data.tolist()
+    return bool(kept < tokens)
+
+
+def check_request(request: Any) -> None:
+    """ValueError for what a request asks of tokens that layers from K on do not have."""
+    if request.sampling_params.prompt_logprobs is not None:
+        raise ValueError(
+            "prompt_logprobs: this request drops tokens of its video inside the language model, which then have no "
+            'log-probabilities; leave it out, or send "mm_processor_kwargs": {"flashvid": {"inner": false}}'
+        )
+    if getattr(request, "resumable", False):
+        raise ValueError(
+            "this request's prompt may grow, and drops tokens of its video inside the language model by its last "
+            'token; send "mm_processor_kwargs": {"flashvid": {"inner": false}}'
+        )
