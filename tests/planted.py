@@ -33,7 +33,7 @@ class Fault:
 PLUGIN, OPS = "flashvid_vllm/", "kernels/ops/"
 FAULTS = [
     # how many tokens, and which
-    Fault(PLUGIN + "core/budget.py", "math.floor(_decimal(config.ret", "math.ceil(_decimal(config.ret", "budget"),
+    Fault(PLUGIN + "core/budget.py", "math.floor(wanted))", "math.ceil(wanted))", "budget"),
     Fault(OPS + "reference.py", "FLAT_DISTANCE = 1e-5", "FLAT_DISTANCE = 0.0", "golden reference"),
     Fault(OPS + "reference.py", "(similarity <= threshold)", "(similarity < threshold)", "reference"),
     Fault(OPS + "reference.py", "delta.log() - sparsity", "delta - sparsity", "golden"),
