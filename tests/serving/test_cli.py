@@ -119,7 +119,7 @@ def test_an_unsupported_vllm_refuses(capsys: pytest.CaptureFixture[str]) -> None
 def test_the_help_lists_the_methods(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse("--help")
-    assert "adaptive, uniform. Default: flashvid." in " ".join(capsys.readouterr().out.split())
+    assert "adaptive, uniform, fastv. Default: flashvid." in " ".join(capsys.readouterr().out.split())
 
 
 def test_engine_args() -> None:
