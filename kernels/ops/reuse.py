@@ -33,7 +33,7 @@ Ints = NDArray[np.int64]
 # with num_rows None, in levels: the mean distance of all pixels to what stands for them, and that of a row's; the mean
 # alone would leave out what is small and short, an event
 UNEXPLAINED = 3
-FARTHEST = 16
+FARTHEST = 8
 _SHORTEST_LIMIT = 16  # of `longest`: what the time of the choice grows with
 _OPEN_LIMIT = 32  # the same where the number of rows is open
 _MOST_TIMES = 8  # the rows of a column are at most so many times what a column has in the mean
