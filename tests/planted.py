@@ -33,7 +33,8 @@ class Fault:
 PLUGIN, OPS = "flashvid_vllm/", "kernels/ops/"
 FAULTS = [
     # how many tokens, and which
-    Fault(PLUGIN + "core/budget.py", "math.floor(wanted))", "math.ceil(wanted))", "budget"),
+    Fault(PLUGIN + "core/budget.py", "math.floor(wanted)", "math.ceil(wanted)", "budget"),
+    Fault(PLUGIN + "core/budget.py", "math.floor(left * tokens)", "math.ceil(left * tokens)", "budget"),
     Fault(OPS + "reference.py", "FLAT_DISTANCE = 1e-5", "FLAT_DISTANCE = 0.0", "golden reference"),
     Fault(OPS + "reference.py", "(similarity <= threshold)", "(similarity < threshold)", "reference"),
     Fault(OPS + "reference.py", "delta.log() - sparsity", "delta - sparsity", "golden"),
@@ -63,6 +64,17 @@ FAULTS = [
     ),
     Fault(PLUGIN + "models/pieces.py", "range(0, num_frames, most)", "range(0, num_frames, num_frames)", "pieces"),
     Fault(PLUGIN + "models/pieces.py", "into[start * per_frame : stop * per_frame]", "into[: len(rows)]", "pieces"),
+    # which tokens are dropped inside the LLM, and where the others lie
+    Fault(PLUGIN + "models/inner/rank.py", "sort(descending=True, stable=True)", "sort(stable=True)", "inner_plan"),
+    Fault(PLUGIN + "models/inner/rank.py", "    attention[-1] = float", "    attention[0] = float", "inner_plan"),
+    Fault(PLUGIN + "models/inner/plan.py", "waiting < prompt.length", "waiting < scheduled", "inner_plan"),
+    Fault(PLUGIN + "models/inner/metadata.py", "place % block_size", "(place + 1) % block_size", "inner_plan"),
+    Fault(
+        PLUGIN + "serving/inner_v1.py",
+        "skip_reading_prefix_cache = True",
+        "skip_reading_prefix_cache = False",
+        "inner_start",
+    ),
     # which patches the encoder computes
     Fault(OPS + "reuse.py", "near.sum(-1, keepdims=True) // places", "0 * near[..., :1]", "reuse"),
     Fault(OPS + "reuse.py", "num_rows // 2)", "num_rows)", "reuse"),

@@ -74,6 +74,17 @@ def check_request(settings: Any, server: Mapping[str, Any]) -> dict[str, Any]:
     checked = _check(settings, REQUEST_KEYS)
     if checked.get(INNER) and INNER_LAYER not in server:
         raise ValueError(f"{INNER}=True: this server drops nothing inside the LLM; leave it out")
+    if server.get(METHOD) == FASTV:
+        if checked.get(INNER) and checked.get(METHOD, FASTV) != FASTV:
+            raise ValueError(
+                f"{METHOD}={checked[METHOD]!r} drops nothing inside the LLM where the server's is {FASTV!r}, and "
+                f"excludes {INNER}=True; leave one of them out"
+            )
+        if checked.get(INNER) is False and any(name in checked for name in _BUDGETS) and METHOD not in checked:
+            raise ValueError(
+                f"{INNER}=False is the plain model where the server's method is {FASTV!r}, and excludes a ratio or a "
+                "budget; leave one of them out"
+            )
     if checked.get(METHOD) == FASTV != server.get(METHOD):
         raise ValueError(f"{METHOD}={FASTV!r}: this server was not started with it, which shapes the engine")
     refuse_unread(checked, checked.get(METHOD, server.get(METHOD, FlashVidConfig.method)))

@@ -23,8 +23,8 @@ def encode_longest_video(model: Any) -> None:
     """Encode and compress the longest video that may come, whole or, where it may be asked for, nearly so.
 
     What a share of the encoder's work takes beyond the whole's (keys and values of all rows beside those of the
-    computed ones, copies of features) grows with the share, and is largest next to 1. Where a piece of the longest video
-    is a single temporal position, nothing in it is a copy: it is encoded whole.
+    computed ones, copies of features) grows with the share, and is largest next to 1. Where a piece of the longest
+    video is a single temporal position, nothing in it is a copy: it is encoded whole.
     """
     vllm = model.flashvid_vllm_config
     server = vllm.model_config.multimodal_config.mm_processor_kwargs[KEY]

@@ -116,12 +116,16 @@ def _tell_deltas() -> None:
 
 def _drop_inside() -> None:
     """Tokens dropped inside the LLM: see ``inner_v1``, which says when each can go."""
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     from . import inner_v1
 
     build, process = GPUModelRunner._build_attention_metadata, InputProcessor.process_inputs
+    allocate = KVCacheManager.allocate_slots
+    _expect_some(allocate, "request", "delay_cache_blocks")
+    KVCacheManager.allocate_slots = inner_v1.leave_no_prefix(allocate)
     _expect_some(build, "num_reqs", "num_scheduled_tokens")
     _expect_some(process, "prompt", "params")
     GPUModelRunner._build_attention_metadata = inner_v1.plan_steps(build)

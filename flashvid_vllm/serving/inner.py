@@ -117,14 +117,14 @@ def refuse(config: Any) -> None:
             "and use_inductor_graph_partition as they are",
         ),
         (
+            bool(getattr(config.model_config, "enable_return_routed_experts", False)),
+            "--enable-return-routed-experts: later layers route fewer tokens than are told",
+        ),
+        (
             bool(envs.VLLM_USE_BREAKABLE_CUDAGRAPH),
             "VLLM_USE_BREAKABLE_CUDAGRAPH=1: its graphs hold all that a model's forward pass does; leave it out",
         ),
         (bool(config.cache_config.kv_sharing_fast_prefill), "--kv-sharing-fast-prefill: it shortens the same layers"),
-        (
-            bool(config.use_v2_model_runner),
-            "vLLM's Model Runner V2; start with VLLM_USE_V2_MODEL_RUNNER=0",
-        ),
     ]
     for is_set, what in refused:
         if is_set:

@@ -48,19 +48,32 @@ def _prepare(inner: Inner, runner: Any, scheduled: dict[str, int], num_requests:
 
 def read_no_prefix(original: Callable[..., Any]) -> Callable[..., Any]:
     """InputProcessor's ``process_inputs``. A request that drops tokens inside the LLM finds none of its prefix in the
-    cache: which are dropped depends on its last token, so the KV of no other is its own. What it leaves there is found
-    by nobody, since the settings are in the name of its videos, but for the blocks before the first, which are as ever.
-    Can go when a plugin may say so of a request."""
+    cache: which are dropped depends on its last token, so the KV of no other is its own. Can go when a plugin may say
+    so of a request."""
 
     @functools.wraps(original)
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = original(self, *args, **kwargs)
         if any(_drops(feature) for feature in request.mm_features or ()):
-            check_request(request)
+            check_request(request, self.vllm_config.scheduler_config.max_num_batched_tokens)
             request.sampling_params.skip_reading_prefix_cache = True
         return request
 
     return process_inputs
+
+
+def leave_no_prefix(original: Callable[..., Any]) -> Callable[..., Any]:
+    """KVCacheManager's ``allocate_slots``. vLLM lets others find a block as soon as it is scheduled, and of a prompt
+    whose chunks wait the layers from K on fill it with the last one. So such a request's blocks are found by nobody.
+    Can go when a request may say so."""
+
+    @functools.wraps(original)
+    def allocate_slots(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(_drops(feature) for feature in request.mm_features or ()):
+            kwargs["delay_cache_blocks"] = True
+        return original(self, request, *args, **kwargs)
+
+    return allocate_slots
 
 
 def _drops(feature: Any) -> bool:
@@ -70,9 +83,19 @@ def _drops(feature: Any) -> bool:
     return bool(kept < tokens)
 
 
-def check_request(request: Any) -> None:
-    """ValueError for what a request asks of tokens that layers from K on do not have."""
-    if request.sampling_params.prompt_logprobs is not None:
+def check_request(request: Any, most: int) -> None:
+    """ValueError for what a request asks of tokens that layers from K on do not have, or if more than ``most`` are left
+    for these layers, which get all of them in one step."""
+    pairs = [feature.data[INNER].data.tolist() for feature in request.mm_features if _drops(feature)]
+    left = len(request.prompt_token_ids or ()) - sum(tokens - kept for tokens, kept in pairs)
+    if left > most:
+        raise ValueError(
+            f"{left} tokens of this prompt are left inside the language model, whose later layers get them in one step "
+            f"of at most {most} (--max-num-batched-tokens): send less, serve with more, or send "
+            '"mm_processor_kwargs": {"flashvid": {"inner": false}}'
+        )
+    params = request.sampling_params
+    if params.prompt_logprobs is not None or getattr(params, "prompt_logprob_token_ids", None) is not None:
         raise ValueError(
             "prompt_logprobs: this request drops tokens of its video inside the language model, which then have no "
             'log-probabilities; leave it out, or send "mm_processor_kwargs": {"flashvid": {"inner": false}}'

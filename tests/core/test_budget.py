@@ -54,10 +54,11 @@ def test_token_budget_is_at_most_the_video() -> None:
     [
         (0.1, 20, 0.3, 28, 784, 235),  # 1.25 x 627.2
         (0.1, 28, 0.1, 36, 784, 78),  # 36 / 28.8 = 1.25 again
-        (0.9, 20, 0.3, 28, 6272, 1881),  # no more than there are
+        (0.9, 20, 0.3, 28, 6272, 4076),  # no more than there are: the others are in the later layers
+        (1.0, 20, 0.3, 28, 6272, 6272),
         (0.3, 1, 1.0, 4, 1881, 1881),  # nothing is dropped
         (0.0001, 1, 0.1, 2, 1, 1),  # never none
-        (0.7, 3, 0.01, 10, 6272, 62),
+        (0.7, 3, 0.01, 10, 6272, 3584),
     ],
 )
 def test_more_tokens_enter_where_some_are_dropped_inside(

@@ -116,6 +116,10 @@ def test_fastv_belongs_to_the_server() -> None:
     assert resolve(server, asked, {}) == FlashVidConfig(
         retention_ratio=0.5, method="fastv", inner_layer=2, inner_depth=28
     )
+    with pytest.raises(ValueError, match=r"method='evs' drops nothing inside the LLM where .* and excludes inner=True"):
+        check_request({"method": "evs", "inner": True}, server)
+    with pytest.raises(ValueError, match=r"inner=False is the plain model .* excludes a ratio or a budget"):
+        check_request({"inner": False, "retention_ratio": 0.1}, server)
     with pytest.raises(ValueError, match="method='fastv': this server was not started with it"):
         check_request({"method": "fastv"}, INNER)
 

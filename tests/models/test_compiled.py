@@ -51,6 +51,16 @@ def test_original_positions_in_a_compiled_llm(tmp_path: Path) -> None:
     assert_same(found[0], found[1], family.tolerance)
 
 
+def test_dropping_inside_a_compiled_llm(sharp_model: Path) -> None:
+    """Prefill goes layer by layer where tokens are dropped, decoding behind it is compiled."""
+    found = []
+    for eager in (True, False):
+        settings = engine_args(retention_ratio=0.25, inner_layer=2, inner_ratio=0.3)
+        with engine(sharp_model, **settings, enforce_eager=eager) as llm:
+            found.append(answers(llm))
+    assert_same(found[0], found[1], 2e-5)
+
+
 def assert_same(answers: list[Any], others: list[Any], tolerance: float) -> None:
     for (ids, steps), (other_ids, other_steps) in zip(answers, others, strict=True):
         assert ids == other_ids

@@ -248,3 +248,31 @@ def test_fastv(chunk: int | None, models: Any, oracles: Any, engines: Engines) -
             length, expected = fastv.expected(name)
             assert len(output.prompt_token_ids) == length
             check(output, expected, family.tolerance)
+
+
+def test_a_waiting_prompt_lends_nothing(served: Served) -> None:
+    """A system prompt of several blocks, the same for a text in between: the layers from K on have none of it yet."""
+    from vllm import SamplingParams
+
+    system = "The quick brown fox jumps over the lazy dog. " * 60
+    text, clips, _ = CASES["one video"]
+    video = prompt_of(system + text.format(v=served.family.video), clips)
+    twin = prompt_of(f"{system}What is it?{TAIL}")
+    alone = greedy(served.llm, [twin], STEPS)[0]
+    engine = served.llm.llm_engine
+    assert served.llm.reset_prefix_cache()
+    params = SamplingParams(temperature=0, max_tokens=STEPS, logprobs=5, ignore_eos=True)
+    with chunked(served.llm, 160):
+        engine.add_request("video", video, params)
+        for _ in range(3):
+            engine.step()
+        engine.add_request("twin", twin, params)
+        engine.step()
+        engine.abort_request(["video"])
+        engine.add_request("later", twin, params)
+        outputs: dict[str, Any] = {}
+        while engine.has_unfinished_requests():
+            outputs |= {output.request_id: output for output in engine.step() if output.finished}
+    assert len(alone.prompt_token_ids) > 3 * 160
+    for name in ("twin", "later"):
+        same(alone, outputs[name], served.family.tolerance)

@@ -32,6 +32,7 @@ SOME = [
     "models/test_families.py::test_same_answer_as_the_oracle[qwen3_vl-text around two videos-chunked-0.5]",
     "models/test_families.py::test_token_budget_and_disabled[llava_onevision-original]",
     "models/test_families.py::test_same_answer_as_the_oracle[llava_onevision-original-one video-chunked-0.5]",
+    "models/test_inner.py::test_same_answer_as_the_oracle[qwen2_5_vl-text around two videos-chunked]",
 ]
 # of families that differ in their tower or experts alone one; without EAGLE: on V2 its drafter is handed one layer's
 # states, not three, for a text in plain vLLM too
@@ -41,6 +42,7 @@ ALL = {
         "serving/test_pressure.py::test_preempted_requests_answer_as_alone", "models/test_encode_less_answers.py",
     ),
     "test_families.py-of_qwen.py": ("models/test_families.py", "-k", "qwen and not moe"),
+    "test_inner.py": ("models/test_inner.py", "-k", "qwen2_5_vl or (qwen3_vl and not moe) or llava_onevision"),
     "test_families.py-of_others.py": (
         "models/test_families.py", "-k", "(llava_onevision and not clip) or llava_video_frame",
     ),

@@ -115,8 +115,11 @@ class InnerTextModel:
         if any(row.queries for row in step.plan.rows):
             taken = joined([part for part in parts if part is not None])
             hidden, residual = taken.hidden, taken.residual
+            context = get_forward_context()
+            padding, context.is_padding = context.is_padding, None  # of the tokens before
             for layer in later:
                 hidden, residual = layer(taken.positions, hidden, residual)
+            context.is_padding = padding
             hidden, _ = model.norm(hidden, residual)
             out.index_copy_(0, torch.cat([target for target in targets if target is not None]), hidden)
         return out[:-1]

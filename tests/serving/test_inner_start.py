@@ -115,6 +115,7 @@ def test_what_it_does_not_go_with() -> None:
         ({"parallel_config.enable_dbo": True}, "micro-batching"),
         ({"compilation_config.cudagraph_mode": CUDAGraphMode.FULL_AND_PIECEWISE, **kv_update}, "full CUDA graphs"),
         ({"compilation_config.cudagraph_mode": CUDAGraphMode.PIECEWISE}, "CUDA graphs that hold vllm::unified_kv"),
+        ({"model_config.enable_return_routed_experts": True}, "--enable-return-routed-experts"),
         ({"cache_config.kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
     ]
     for other, reason in refused:
@@ -124,19 +125,41 @@ def test_what_it_does_not_go_with() -> None:
     inner.settle(config(**fine, speculative_config=SimpleNamespace(method="ngram")), {"inner": True})
 
 
+WORKER = SimpleNamespace(vllm_config=SimpleNamespace(scheduler_config=SimpleNamespace(max_num_batched_tokens=20)))
+
+
 def request(kept: int, **params: Any) -> Any:
     elem = SimpleNamespace(data=torch.tensor([10, kept]))
     sampling = SimpleNamespace(**{"prompt_logprobs": None, "skip_reading_prefix_cache": False} | params)
     features = [SimpleNamespace(data=None), SimpleNamespace(data={"flashvid_inner": elem})]
-    return SimpleNamespace(mm_features=features, sampling_params=sampling, resumable=params.get("resumable", False))
+    ids = [0] * params.get("length", 20)
+    return SimpleNamespace(
+        mm_features=features, sampling_params=sampling, resumable=params.get("resumable", False), prompt_token_ids=ids
+    )
+
+
+def test_a_request_that_drops_tokens_leaves_no_prefix() -> None:
+    """Its first blocks, text perhaps, wait for the layers from K on, and vLLM shows them to others at once."""
+    allocate = inner_v1.leave_no_prefix(lambda self, request, tokens, delay_cache_blocks=False: delay_cache_blocks)
+    assert allocate(None, request(3), 16)
+    assert not allocate(None, request(10), 16)
+
+
+def test_more_tokens_than_a_step_of_the_later_layers_takes() -> None:
+    read = inner_v1.read_no_prefix(lambda self, made: made)
+    read(WORKER, request(3, length=27))
+    with pytest.raises(
+        ValueError, match=r"^21 tokens of this prompt are left .* at most 20 \(--max-num-batched-tokens"
+    ):
+        read(WORKER, request(3, length=28))
 
 
 def test_a_request_that_drops_tokens_reads_no_prefix() -> None:
     read = inner_v1.read_no_prefix(lambda self, made: made)
-    assert read(None, request(3)).sampling_params.skip_reading_prefix_cache
-    assert not read(None, request(10)).sampling_params.skip_reading_prefix_cache
-    assert not read(None, request(10, prompt_logprobs=1)).sampling_params.skip_reading_prefix_cache
+    assert read(WORKER, request(3)).sampling_params.skip_reading_prefix_cache
+    assert not read(WORKER, request(10)).sampling_params.skip_reading_prefix_cache
+    assert not read(WORKER, request(10, prompt_logprobs=1)).sampling_params.skip_reading_prefix_cache
     with pytest.raises(ValueError, match="prompt_logprobs: this request drops tokens"):
-        read(None, request(3, prompt_logprobs=1))
+        read(WORKER, request(3, prompt_logprobs=1))
     with pytest.raises(ValueError, match="this request's prompt may grow"):
-        read(None, request(3, resumable=True))
+        read(WORKER, request(3, resumable=True))
