@@ -25,8 +25,7 @@ BUDGETS: dict[str, dict[str, int]] = {
     },
     "full": {
         "benchmarks/test_accuracy_lmms.py": 600, "benchmarks/test_serving_benchmark.py": 500,
-        "models/test_compiled.py": 400, "models/test_families.py": 400, "models/test_runner_v2.py": 1000,
-        "models/test_inner.py": 450, "models/test_inner_processes.py": 400,
+        "models/test_compiled.py": 400, "models/test_families.py": 400, "models/test_runner_v2.py": 800,
         "models/test_pipeline_parallel.py": 450, "models/test_speculative.py": 400,
         "models/test_tensor_parallel.py": 400,
         "ops/interpreted/test_ops.py": 250, "ops/interpreted/test_pipeline.py": 300, "ops/test_compile_gate.py": 450,

@@ -3,7 +3,6 @@
 this has ranks that choose apart, and drafts behind a drop."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,24 @@ from ..support.engine import (
     Engines,
     engine,
     greedy,
-    in_new_process,
     picture,
     prepare_process_of_ranks,
     prompt_of,
     tokens_and_logprobs,
 )
-from ..support.families import LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, Family
+from ..support.families import QWEN2_5_VL
+from ..support.forks import in_fork
 
 pytestmark = [pytest.mark.slow, pytest.mark.longer("a process each")]
 
-FAMILIES = [QWEN2_5_VL, QWEN3_VL, LLAVA_ONEVISION]
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 
 
-def settings_of(family: Family) -> dict[str, Any]:
-    layer = 3 if family.kind.startswith("qwen3") else 2
-    return {"retention_ratio": 0.3, "inner_layer": layer, "inner_ratio": 0.3, **family.settings}
+SETTINGS: dict[str, Any] = {"retention_ratio": 0.3, "inner_layer": 2, "inner_ratio": 0.3}
 
 
-def answers_of(llm: Any, family: Family) -> list[Any]:
-    video, image = family.video, family.image
+def answers_of(llm: Any) -> list[Any]:
+    video, image = QWEN2_5_VL.video, QWEN2_5_VL.image
     prompts = [
         prompt_of(f"0 1 2 3 0 1 2 3 {video}0 1 2", [Clip(16, 112, 160)]),
         prompt_of(f"{image}{video}and{video}s", [Clip(4, 84, 112), Clip(9, 112, 84, seed=1)], [picture()]),
@@ -45,24 +41,20 @@ def answers_of(llm: Any, family: Family) -> list[Any]:
     return [tokens_and_logprobs(output) for output in greedy(llm, prompts, 24)]
 
 
-def drafted_answers(directory: str, name: str) -> tuple[list[Any], float]:
+def drafted_answers(directory: str) -> tuple[list[Any], float]:
     """Runs in a process of its own: vLLM's n-gram drafter loads numba, after which no engine on a CPU can start."""
-    family = next(family for family in FAMILIES if family.name == name)
     options = {"speculative_config": NGRAM, "disable_log_stats": False}
-    with engine(directory, **engine_args(**settings_of(family)), **options) as llm:
-        found = answers_of(llm, family)
+    with engine(directory, **engine_args(**SETTINGS), **options) as llm:
+        found = answers_of(llm)
         counters = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
     return found, counters["vllm:spec_decode_num_draft_tokens"]
 
 
-def ranks_answers(directories: dict[str, str]) -> dict[str, Any]:
+def ranks_answers(directory: str) -> list[Any]:
     """Runs in a process of its own."""
     prepare_process_of_ranks()
-    found = {}
-    for family in FAMILIES:
-        with engine(directories[family.name], **engine_args(**settings_of(family)), tensor_parallel_size=2) as llm:
-            found[family.name] = answers_of(llm, family)
-    return found
+    with engine(directory, **engine_args(**SETTINGS), tensor_parallel_size=2) as llm:
+        return answers_of(llm)
 
 
 def assert_same(one: list[Any], other: list[Any], tolerance: float) -> None:
@@ -74,23 +66,17 @@ def assert_same(one: list[Any], other: list[Any], tolerance: float) -> None:
 
 
 @pytest.fixture
-def plain(engines: Engines, models: Callable[[Family], Path]) -> Callable[[Family], list[Any]]:
-    def answers(family: Family) -> list[Any]:
-        return answers_of(engines(models(family), settings_of(family), **family.engine_options), family)
-
-    return answers
+def plain(engines: Engines, sharp_model: Path) -> list[Any]:
+    return answers_of(engines(sharp_model, SETTINGS))
 
 
-@pytest.mark.parametrize("family", [QWEN2_5_VL, LLAVA_ONEVISION], ids=lambda family: family.name)
-def test_ngram_drafts_lose_nothing(family: Family, plain: Any, models: Any, tmp_path: Path) -> None:
-    found, offered = in_new_process(drafted_answers, tmp_path, models(family), family.name)
+def test_ngram_drafts_lose_nothing(plain: list[Any], sharp_model: Path, tmp_path: Path) -> None:
+    found, offered = in_fork(drafted_answers, tmp_path, str(sharp_model))
     assert offered > 10
-    assert_same(plain(family), found, family.tolerance)
+    assert_same(plain, found, QWEN2_5_VL.tolerance)
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a core for each rank")
-def test_two_ranks_answer_as_one(plain: Any, models: Any, tmp_path: Path) -> None:
-    directories = {family.name: str(models(family)) for family in FAMILIES}
-    found = in_new_process(ranks_answers, tmp_path, directories, env={"VLLM_CPU_OMP_THREADS_BIND": "0|1"})
-    for family in FAMILIES:
-        assert_same(plain(family), found[family.name], 5 * family.tolerance)
+def test_two_ranks_answer_as_one(plain: list[Any], sharp_model: Path, tmp_path: Path) -> None:
+    found = in_fork(ranks_answers, tmp_path, str(sharp_model), env={"VLLM_CPU_OMP_THREADS_BIND": "0|1"})
+    assert_same(plain, found, 5 * QWEN2_5_VL.tolerance)

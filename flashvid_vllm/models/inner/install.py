@@ -17,13 +17,11 @@ class Inner:
 
     Attributes:
         layer: layers that have all tokens [K].
-        later_layers: names of the attention of the others.
         step: of the forward pass that is being prepared, None where nothing is scheduled.
     """
 
     def __init__(self, layer: int, count: Callable[[int, int], None]) -> None:
         self.layer = layer
-        self.later_layers: Sequence[str] = ()
         self.step: Step | None = None
         self.tracker = Tracker()
         self._visual: Tensor | None = None
@@ -45,7 +43,6 @@ class Inner:
                 )
         for attention in attentions[self.layer :]:
             attention.attn_backend = backend_of_later_layers(attention.attn_backend, self._current)
-        self.later_layers = [attention.layer_name for attention in attentions[self.layer :]]
         kind = type(text)
         text.__class__ = type(kind.__name__, (InnerTextModel, kind), {"__module__": __name__})
         text.flashvid_inner = self

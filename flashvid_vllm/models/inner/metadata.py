@@ -72,7 +72,7 @@ def backend_of_later_layers(backend: Any, current: Callable[[], Any]) -> Any:
             if not any(row.queries for row in step.plan.rows):
                 return super().build(0, common_attn_metadata, fast_build)  # read by nobody
             common = packed(common_attn_metadata, step.plan, self.kv_cache_spec.block_size)
-            step.slots = common.slot_mapping
+            step.slots.update(dict.fromkeys(self.layer_names, common.slot_mapping))
             return super().build(0, common, fast_build)
 
     class LaterLayersBackend(backend):

@@ -5,7 +5,7 @@ In any other step vLLM's own forward pass runs, compiled if it is. The decoder's
 decoding after a drop is such a step: only lengths and slots differ.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ class Step:
 
     plan: Plan
     visual: Tensor | None = None
-    slots: Tensor | None = None
+    slots: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,7 @@ class InnerTextModel:
         step = self.flashvid_inner.take_step()
         if step is None or not step.plan.drops:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        if step.slots is not None:
-            slots = get_forward_context().slot_mapping
-            slots.update(dict.fromkeys(self.flashvid_inner.later_layers, step.slots))
+        get_forward_context().slot_mapping.update(step.slots)
         if not step.plan.splits:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         return self.flashvid_split(step, *args, **kwargs)
