@@ -164,6 +164,7 @@ setup(
         "flashvid_vllm.core.methods",
         "flashvid_vllm.models",
         "flashvid_vllm.models.families",
+        "flashvid_vllm.models.inner",
         "flashvid_vllm.ops",
         "flashvid_vllm.serving",
         "flashvid_vllm.tools",

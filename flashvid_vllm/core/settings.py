@@ -80,10 +80,11 @@ def check_request(settings: Any, server: Mapping[str, Any]) -> dict[str, Any]:
                 f"{METHOD}={checked[METHOD]!r} drops nothing inside the LLM where the server's is {FASTV!r}, and "
                 f"excludes {INNER}=True; leave one of them out"
             )
-        if checked.get(INNER) is False and any(name in checked for name in _BUDGETS) and METHOD not in checked:
+        beside = [name for name in (*_BUDGETS, *ENCODER_SETTINGS) if name in checked]
+        if checked.get(INNER) is False and checked.get(METHOD, FASTV) == FASTV and beside:
             raise ValueError(
-                f"{INNER}=False is the plain model where the server's method is {FASTV!r}, and excludes a ratio or a "
-                "budget; leave one of them out"
+                f"{INNER}=False is the plain model where the server's method is {FASTV!r}, and excludes "
+                f"{', '.join(beside)}; leave one of them out"
             )
     if checked.get(METHOD) == FASTV != server.get(METHOD):
         raise ValueError(f"{METHOD}={FASTV!r}: this server was not started with it, which shapes the engine")

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.config import FASTV
+from ..core.config import FASTV, FASTV_LAYER
 from ..core.settings import INNER, INNER_DEPTH, INNER_LAYER, INNER_RATIO, METHOD
 from ..models import FAMILIES
 
@@ -43,13 +43,13 @@ def settle(config: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         raise ValueError(f"{INNER_DEPTH}={settings[INNER_DEPTH]}: the language model has {depth} layers; leave it out")
     family = FAMILIES[config.model_config.architecture]
     numerator, denominator, ratio = family.inner
+    levels = len(getattr(config.model_config.hf_config.vision_config, "deepstack_visual_indexes", None) or ())
     if _is_fastv(settings):
-        chosen = {INNER: True, INNER_LAYER: settings.get(INNER_LAYER, 2), INNER_DEPTH: depth}
+        chosen = {INNER: True, INNER_LAYER: settings.get(INNER_LAYER, max(FASTV_LAYER, levels)), INNER_DEPTH: depth}
     else:
         layer = settings.get(INNER_LAYER, (2 * depth * numerator + denominator) // (2 * denominator))
         chosen = {INNER: settings.get(INNER, True), INNER_LAYER: layer, INNER_DEPTH: depth}
         chosen[INNER_RATIO] = settings.get(INNER_RATIO, ratio)
-    levels = len(getattr(config.model_config.hf_config.vision_config, "deepstack_visual_indexes", None) or ())
     least = max(1, levels)
     if not least <= chosen[INNER_LAYER] < depth:
         why = f" (DeepStack adds to the first {levels})" if levels > 1 else ""
@@ -67,7 +67,6 @@ def refuse(config: Any) -> None:
 
     parallel, compilation = config.parallel_config, config.compilation_config
     speculative, mode = config.speculative_config, compilation.cudagraph_mode
-    text = config.model_config.hf_text_config
     refused = [
         (
             bool(config.model_config.is_hybrid),
@@ -75,7 +74,7 @@ def refuse(config: Any) -> None:
             "layers that cannot would alternate",
         ),
         (
-            getattr(text, "use_sliding_window", False) or config.model_config.get_sliding_window() is not None,
+            config.model_config.get_sliding_window() is not None,
             "sliding windows: which tokens are in a window is counted by those that are cached; serve with "
             "--disable-sliding-window if the model allows it",
         ),

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..models.inner.install import Inner, videos_of
 from ..models.inner.plan import Video
-from ..models.processor_cache import INNER
+from ..models.processor_cache import INNER, video_of
 
 
 def plan_steps(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,16 +55,27 @@ def read_no_prefix(original: Callable[..., Any]) -> Callable[..., Any]:
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = original(self, *args, **kwargs)
         if any(_drops(feature) for feature in request.mm_features or ()):
-            check_request(request, self.vllm_config.scheduler_config.max_num_batched_tokens)
+            try:
+                check_request(request, self.vllm_config.scheduler_config.max_num_batched_tokens)
+            except ValueError:
+                _unsend(self.renderer.mm_processor_cache, request.mm_features)
+                raise
             request.sampling_params.skip_reading_prefix_cache = True
         return request
 
     return process_inputs
 
 
+def _unsend(cache: Any, features: Any) -> None:
+    """Media that the engine will not hear of are not taken for sent, so that the next request brings them."""
+    for feature in features if cache is not None else ():
+        cache.invalidate(video_of(feature.mm_hash or feature.identifier))
+
+
 def leave_no_prefix(original: Callable[..., Any]) -> Callable[..., Any]:
     """KVCacheManager's ``allocate_slots``. vLLM lets others find a block as soon as it is scheduled, and of a prompt
-    whose chunks wait the layers from K on fill it with the last one. So such a request's blocks are found by nobody.
+    whose chunks wait the layers from K on fill it with the last one. So such a request's blocks are found by nobody
+    before its first token.
     Can go when a request may say so."""
 
     @functools.wraps(original)

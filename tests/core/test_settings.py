@@ -118,8 +118,10 @@ def test_fastv_belongs_to_the_server() -> None:
     )
     with pytest.raises(ValueError, match=r"method='evs' drops nothing inside the LLM where .* and excludes inner=True"):
         check_request({"method": "evs", "inner": True}, server)
-    with pytest.raises(ValueError, match=r"inner=False is the plain model .* excludes a ratio or a budget"):
-        check_request({"inner": False, "retention_ratio": 0.1}, server)
+    for beside in ({"retention_ratio": 0.1}, {"method": "fastv", "token_budget": 9}, {"encoder_ratio": 0.5}):
+        with pytest.raises(ValueError, match=rf"inner=False is the plain model .* excludes {list(beside)[-1]}; leave"):
+            check_request({"inner": False, **beside}, server)
+    assert check_request({"inner": False, "method": "evs", "retention_ratio": 0.1}, server)
     with pytest.raises(ValueError, match="method='fastv': this server was not started with it"):
         check_request({"method": "fastv"}, INNER)
 

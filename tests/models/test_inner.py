@@ -238,6 +238,16 @@ def test_fastv(chunk: int | None, models: Any, oracles: Any, engines: Engines) -
             check(output, expected, family.tolerance)
 
 
+def test_what_is_refused_was_never_sent(served: Served) -> None:
+    """The same video again, without what was refused: the engine gets its pixels."""
+    from vllm import SamplingParams
+
+    prompt = served.prompt("nothing around it", {"alpha": 0.61})
+    with pytest.raises(ValueError, match="prompt_logprobs: this request drops tokens"):
+        served.llm.generate([prompt], SamplingParams(max_tokens=1, prompt_logprobs=1), use_tqdm=False)
+    assert greedy(served.llm, [prompt], 1)[0].outputs[0].token_ids
+
+
 def test_a_waiting_prompt_lends_nothing(served: Served) -> None:
     """A system prompt of several blocks, the same for a text in between: the layers from K on have none of it yet."""
     from vllm import SamplingParams

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from flashvid_vllm.models.processor_cache import name_of
 from flashvid_vllm.serving import inner, inner_v1
 
 GOOD: dict[str, Any] = {
@@ -93,6 +94,7 @@ def test_a_layer_that_there_is_not() -> None:
             inner.settle(config(), {"inner_layer": layer})
     with pytest.raises(ValueError, match=r"must be from 3 \(DeepStack adds to the first 3\) to 35"):
         inner.settle(config(QWEN3, 36, levels=3), {"inner_layer": 2})
+    assert inner.settle(config(QWEN3, 36, levels=3), {"method": "fastv"})["inner_layer"] == 3
     with pytest.raises(ValueError, match="inner_depth=4: the language model has 28 layers; leave it out"):
         inner.settle(config(), {"inner": True, "inner_depth": 4})
 
@@ -125,13 +127,20 @@ def test_what_it_does_not_go_with() -> None:
     inner.settle(config(**fine, speculative_config=SimpleNamespace(method="ngram")), {"inner": True})
 
 
-WORKER = SimpleNamespace(vllm_config=SimpleNamespace(scheduler_config=SimpleNamespace(max_num_batched_tokens=20)))
+UNSENT: list[str] = []
+WORKER = SimpleNamespace(
+    vllm_config=SimpleNamespace(scheduler_config=SimpleNamespace(max_num_batched_tokens=20)),
+    renderer=SimpleNamespace(mm_processor_cache=SimpleNamespace(invalidate=UNSENT.append)),
+)
 
 
 def request(kept: int, **params: Any) -> Any:
     elem = SimpleNamespace(data=torch.tensor([10, kept]))
     sampling = SimpleNamespace(**{"prompt_logprobs": None, "skip_reading_prefix_cache": False} | params)
-    features = [SimpleNamespace(data=None), SimpleNamespace(data={"flashvid_inner": elem})]
+    features = [
+        SimpleNamespace(data=None, mm_hash=None, identifier="an image"),
+        SimpleNamespace(data={"flashvid_inner": elem}, mm_hash=name_of("a video", b"settings"), identifier=""),
+    ]
     ids = [0] * params.get("length", 20)
     return SimpleNamespace(
         mm_features=features, sampling_params=sampling, resumable=params.get("resumable", False), prompt_token_ids=ids
@@ -159,7 +168,9 @@ def test_a_request_that_drops_tokens_reads_no_prefix() -> None:
     assert read(WORKER, request(3)).sampling_params.skip_reading_prefix_cache
     assert not read(WORKER, request(10)).sampling_params.skip_reading_prefix_cache
     assert not read(WORKER, request(10, prompt_logprobs=1)).sampling_params.skip_reading_prefix_cache
+    UNSENT.clear()
     with pytest.raises(ValueError, match="prompt_logprobs: this request drops tokens"):
         read(WORKER, request(3, prompt_logprobs=1))
+    assert UNSENT == ["an image", "a video"]  # else the next request for them would send no pixels
     with pytest.raises(ValueError, match="this request's prompt may grow"):
         read(WORKER, request(3, resumable=True))

@@ -28,7 +28,8 @@ def compress(features: Tensor, attention: Tensor | None, budget: Budget, backend
        its place in the frame before. A kept token becomes the mean of all that went to it, at its own place.
 
     Distances are counted in steps of 1e-5; ties go to the earlier frame, then to the earlier pick, then to the lowest
-    index; a token that is not finite is kept last. Time grows with T * N * N * D, and memory with T * N.
+    index; a token that is not finite is kept last. Time grows with T * N * N * D, and memory with T * N
+    and, for one frame, with N * N.
 
     Args:
         features: [T, N, D], contiguous.

@@ -10,12 +10,14 @@ from torch.nn.functional import cosine_similarity, softplus
 
 from ..budget import Budget
 from ..compress import CompressedVideo
-from .common import FRAMES_AT_A_TIME, STEP, is_finite, keep, largest_remainder, rooms, steps, top
+from .common import STEP, is_finite, keep, largest_remainder, rooms, steps, top
 
 UNIFORM = (0.2, 0.6)  # alpha_min and alpha_max, the share of the budget that all frames get alike
 SHARPNESS = 4.0  # tau of the local representativeness
 TOLERANCE = 1e-4  # eps_orth
 CELL = 2  # tokens on a side of a neighbourhood
+DIRECTIONS = 1024  # at most that the span of the kept tokens has
+AT_A_TIME = 4096  # tokens that are in memory as doubles
 HISTORY = 64  # frames that novelty looks back: the paper's videos have no more
 KRYLOV = 64  # steps at most towards the direction that all tokens share
 ROUNDING = 1e-6  # of a token's length: less that is left of it is nothing
@@ -37,7 +39,8 @@ def compress(features: Tensor, attention: Tensor | None, budget: Budget, backend
     tokens in a row elsewhere; novelty looks back 64 frames, as its cost grows with the square; it is worked out in
     doubles, what they leave of a token's length below 1e-6 counts as 0, scores within 1e-6 tie, and ties go to the
     lowest index; the directions of Eq. 13 are told by singular values, not by the diagonal of a QR decomposition
-    without pivots, which loses some; a token that is not finite is kept last.
+    without pivots, which loses some; there are 1024 at most, of the tokens kept first, as each costs all later tokens;
+    a token that is not finite is kept last.
 
     Args:
         features: [T, N, D], contiguous.
@@ -69,7 +72,8 @@ def compress(features: Tensor, attention: Tensor | None, budget: Budget, backend
         score = _scaled(local, finite[t]) + _scaled(left.norm(dim=1), finite[t])
         chosen = top(steps(score).masked_fill(~finite[t], -torch.inf), count)
         kept.append(t * n + chosen)
-        basis = torch.cat([basis, _new_directions(left[chosen])], dim=1)
+        if count and (room := DIRECTIONS - basis.shape[1]) > 0:
+            basis = torch.cat([basis, _new_directions(left[chosen[:room]])], dim=1)
     return keep(features, torch.cat(kept))
 
 
@@ -88,7 +92,8 @@ def _known(x: Tensor, known: Tensor, mean: Tensor) -> Tensor:
 
 def _shared_direction(features: Tensor, finite: Tensor, mean: Tensor) -> Tensor:
     """The first right singular vector [D] of the centred tokens, by Lanczos steps from the longest of them."""
-    parts = list(zip(features.split(FRAMES_AT_A_TIME), finite.split(FRAMES_AT_A_TIME), strict=True))
+    frames = max(1, AT_A_TIME // features.shape[1])
+    parts = list(zip(features.split(frames), finite.split(frames), strict=True))
 
     def centred(x: Tensor, known: Tensor) -> Tensor:
         return _known(x, known, mean).flatten(0, 1) - mean
