@@ -192,6 +192,7 @@ class Refusing(VllmServer):
         return [sys.executable, "-c", "import sys; sys.exit(f'unrecognized: {sys.argv[-1]}')", *super().command[1:]]
 
 
+@pytest.mark.longer("encodes clips; tests/benchmarks/test_serving_tools.py has servers that do not start")
 def test_a_server_that_does_not_start_says_why(
     own_store: Path, clips: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,10 +27,8 @@ FRAMES = 12
 RATIOS = (1.0, 0.25, 0.1)
 
 
-@pytest.mark.parametrize(
-    "positions",
-    [*(pytest.param(p, marks=pytest.mark.longer("an engine each")) for p in (None, "consecutive")), "original"],
-)
+@pytest.mark.longer("an engine each")
+@pytest.mark.parametrize("positions", [None, "consecutive", "original"])
 def test_same_answers_in_vllm(positions: str | None, tmp_path: Path) -> None:
     """A wrong position, pooling, newline or attention shows: the model is untrained, but sharp. None: plain vLLM."""
     model, tower, frames = model_of(FRAMES), small_tower(), noise(FRAMES)

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.slow
 
 VARIANT = pytest.mark.longer("a variant")
 FAMILIES = [
-    pytest.param(QWEN3_VL, id="qwen3_vl"), pytest.param(LLAVA_ONEVISION, id="llava_onevision"),
+    pytest.param(QWEN3_VL, id="qwen3_vl"),
+    pytest.param(LLAVA_ONEVISION, id="llava_onevision", marks=VARIANT),
     pytest.param(QWEN2_5_VL, id="qwen2_5_vl", marks=VARIANT),
     pytest.param(LLAVA_VIDEO, id="llava_video", marks=VARIANT),
 ]  # fmt: skip

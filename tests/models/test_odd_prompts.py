@@ -62,7 +62,8 @@ def test_beside_prompt_embeds(engines: Any, models: Any) -> None:
     assert together == alone[::-1] * 2
 
 
-@pytest.mark.parametrize("family", [QWEN2_5_VL, pytest.param(QWEN3_VL, marks=LONGER)], ids=lambda family: family.name)
+@pytest.mark.longer("an engine each")
+@pytest.mark.parametrize("family", [QWEN2_5_VL, QWEN3_VL], ids=lambda family: family.name)
 def test_prompt_embeds_in_one_prompt_with_a_video(family: Family, engines: Any, models: Any, clips: list[Path]) -> None:
     """They are media to vLLM, without our channels nor DeepStack's; those of a text answer as it does."""
     from vllm import SamplingParams

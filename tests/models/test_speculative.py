@@ -13,7 +13,7 @@ from ..support.engine import Clip, engine, greedy, prompt_of
 from ..support.families import LLAVA_ONEVISION_ORIGINAL, QWEN2_5_VL, QWEN3_VL, Family
 from ..support.forks import in_fork
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.longer("an engine each")]
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 
 
@@ -48,7 +48,6 @@ def is_lossless(found: dict[str, Any]) -> None:
     assert found["drafted"] == found["plain"]
 
 
-@pytest.mark.longer("a process each")
 @pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
 def test_ngram_speculation_is_lossless(family: Family, models: Any, tmp_path: Path) -> None:
     is_lossless(in_fork(plain_and_drafted, tmp_path, str(models(family)), family.name))
@@ -68,8 +67,8 @@ def drafted(llm: Any) -> tuple[float, float]:
     ("family", "step"),
     [
         pytest.param(QWEN2_5_VL, 32, id="qwen2_5_vl"),
-        pytest.param(QWEN2_5_VL, 4096, id="qwen2_5_vl-whole", marks=pytest.mark.longer("prompts in one step")),
-        pytest.param(QWEN3_VL, 32, id="qwen3_vl", marks=pytest.mark.longer("DeepStack")),
+        pytest.param(QWEN2_5_VL, 4096, id="qwen2_5_vl-whole"),
+        pytest.param(QWEN3_VL, 32, id="qwen3_vl"),
     ],
 )
 def test_eagle3_is_lossless(family: Family, step: int, models: Any, engines: Any, tmp_path: Path) -> None:

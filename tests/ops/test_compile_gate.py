@@ -18,7 +18,6 @@ from .compile_gate import SHAPES, TARGETS, compile_launch, launches, variant, wa
 if os.environ.get("TRITON_INTERPRET", "0") != "0":
     pytest.skip("interpreted and compiled modes do not share a process", allow_module_level=True)
 
-QUICK = os.environ.get("FLASHVID_TESTS") == "quick"
 # bf16 for every target; fp16, whose code is alike, fp32, which no server uses on a GPU, and other models' widths for
 # one of each vendor. Frames of all sizes have the same kernels (test_variants.py), but for the one that chunks add.
 OTHER_DTYPES = {"sm_90": (torch.float16, torch.float32), "gfx942": (torch.float16, torch.float32)}
@@ -26,9 +25,9 @@ OTHER_DTYPES = {"sm_90": (torch.float16, torch.float32), "gfx942": (torch.float1
 
 def all_launches(target: str) -> Iterator[Launch]:
     seen = set()
-    for dtype in (torch.bfloat16, *(() if QUICK else OTHER_DTYPES.get(target, ()))):
+    for dtype in (torch.bfloat16, *OTHER_DTYPES.get(target, ())):
         for name, shape in SHAPES.items():
-            if name != "Qwen2.5-VL" and (QUICK or dtype != torch.bfloat16):
+            if name != "Qwen2.5-VL" and dtype != torch.bfloat16:
                 continue
             if not name.startswith("Qwen2.5-VL") and target not in OTHER_DTYPES:
                 continue
@@ -40,10 +39,10 @@ def all_launches(target: str) -> Iterator[Launch]:
 
 # sm_86 and sm_89 have sm_80's instructions and sm_120's little shared memory, gfx950 has gfx942's and more of it: those
 # are left to `python -m tests.ops.compile_gate`
-TRIED = ["sm_90"] if QUICK else [name for name in TARGETS if name not in ("sm_86", "sm_89", "gfx950")]
+TRIED = [name for name in TARGETS if name not in ("sm_86", "sm_89", "gfx950")]
 
 
-@pytest.mark.longer
+@pytest.mark.longer("compiles")
 @pytest.mark.parametrize("target", TRIED)
 def test_every_kernel(target: str) -> None:
     reports = [compile_launch(launch, target) for launch in all_launches(target)]
