@@ -43,13 +43,7 @@ CASES: dict[str, tuple[str, list[Clip], list[np.ndarray]]] = {
     "image, video": (f"{HEAD}{IMAGE}{VIDEO}{TAIL}", [ODD], [picture()]),
 }
 FULL = os.environ.get("FLASHVID_TESTS") == "full"
-VARIANT = pytest.mark.longer("a variant")
-KINDS = [
-    "qwen3_vl",
-    pytest.param("qwen3_vl_moe", marks=VARIANT),
-    "qwen3_5",
-    pytest.param("qwen3_5_moe", marks=VARIANT),
-]
+KINDS = ["qwen3_vl", "qwen3_5"]  # their experts are in test_families.py, against the same oracles
 
 
 @dataclass(frozen=True)
@@ -62,8 +56,7 @@ class Sharp:
 
 
 def load_oracle(kind: str, directory: Path, dtype: torch.dtype = torch.float32) -> Any:
-    name = kind.removesuffix("_moe")
-    return importlib.import_module(f"tests.support.oracles.{name}").Oracle(directory, dtype)
+    return importlib.import_module(f"tests.support.oracles.{kind}").Oracle(directory, dtype)
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -40,11 +40,11 @@ ALL = {
     "test_engine_oracle.py": (
         "models/runner_v2", "models/test_engine_oracle.py", "models/test_positions_and_ids.py", "models/test_lora.py",
         "serving/test_pressure.py::test_preempted_requests_answer_as_alone", "models/test_encode_less_answers.py",
-        "models/test_inner.py",
+        "models/test_inner.py::test_together_as_alone_and_again",
     ),
-    "test_families.py-of_qwen.py": ("models/test_families.py", "-k", "qwen and not moe"),
-    "test_families.py-of_others.py": (
-        "models/test_families.py", "-k", "(llava_onevision and not clip) or llava_video_frame",
+    "test_families.py": (
+        "models/test_families.py",
+        "-k", "(qwen and not moe) or (llava_onevision and not clip) or llava_video_frame",
     ),
 }  # fmt: skip
 

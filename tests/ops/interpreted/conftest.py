@@ -21,16 +21,16 @@ collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
 
 
 def sampled(*axes: Iterable[Any]) -> list[Any]:
-    """Parameters out of the product of ``axes``: each value of the first, the longest, once, and in full twice,
-    with what comes next in the product of the others, shuffled."""
+    """Parameters out of the product of ``axes``: each value of the first, the longest, with what comes next in the
+    product of the others, shuffled; in full with what comes after what `make test` has tried."""
     longest, *others = (list(axis) for axis in axes)
     rest = list(itertools.product(*others))
     random.Random(0).shuffle(rest)
-    take = itertools.cycle(rest)
+    tried = len(longest) + (len(longest) % len(rest) == 0) if FULL else 0
+    take = itertools.islice(itertools.cycle(rest), tried, None)
     return [
         pytest.param(value, *more, id="-".join(map(str, (value, *more))))
-        for value in longest
-        for more in itertools.islice(take, min(2, len(rest)) if FULL else 1)
+        for value, more in zip(longest, take, strict=False)
     ]
 
 
