@@ -80,29 +80,22 @@ def plan(num_frames: int, tokens_per_frame: int, config: FlashVidConfig) -> Budg
     if config.method == FASTV:
         tokens = total
     elif config.inner:
-        left = _decimal(config.inner_ratio)
-        tokens = max(1, min(total, math.floor(wanted * _layers_worth(config, left))))
-        inner_tokens = max(1, math.floor(left * tokens))
-        if tokens == total:  # all that there are: what the first layers leave of the mean is the others'
-            inner_tokens = max(inner_tokens, min(total, _left_by_first_layers(config, wanted, total)))
+        tokens, inner_tokens = _before_and_inside(config, wanted, total)
     selected = math.floor(_decimal(config.alpha) * tokens / num_frames + Fraction(1, 2))  # half goes up
     return Budget(num_frames, tokens_per_frame, tokens, min(selected, tokens // num_frames), inner_tokens)
 
 
-def _layers_worth(config: FlashVidConfig, left: Fraction) -> Fraction:
-    """How many tokens may enter an LLM of L layers for one that all layers had: L / (K + r (L - K))."""
-    layer, depth = config.inner_layer, config.inner_depth
+def _before_and_inside(config: FlashVidConfig, wanted: Fraction, total: int) -> tuple[int, int]:
+    """How many tokens enter an LLM of L layers, and how many of them its layers from K on have, for a mean of
+    ``wanted``: floor(wanted L / (K + r (L - K))) of ``total``, and floor(r B) of these B."""
+    layer, depth, left = config.inner_layer, config.inner_depth, _decimal(config.inner_ratio)
     assert layer is not None
     assert depth is not None
-    return depth / (layer + left * (depth - layer))
-
-
-def _left_by_first_layers(config: FlashVidConfig, wanted: Fraction, total: int) -> int:
-    """How many tokens each layer from K on may have for a mean of ``wanted``, if those before have ``total``."""
-    layer, depth = config.inner_layer, config.inner_depth
-    assert layer is not None
-    assert depth is not None
-    return math.floor((wanted * depth - layer * total) / (depth - layer))
+    tokens = max(1, min(total, math.floor(wanted * depth / (layer + left * (depth - layer)))))
+    inside = max(1, math.floor(left * tokens))
+    if tokens == total:  # all that there are: what the first layers leave of the mean is the others'
+        inside = max(inside, min(total, math.floor((wanted * depth - layer * total) / (depth - layer))))
+    return tokens, inside
 
 
 def encoder_rows(num_frames: int, rows_per_frame: int, num_blocks: int, ratio: float) -> int:

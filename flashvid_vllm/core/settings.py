@@ -148,10 +148,16 @@ def resolve(
     return FlashVidConfig(**{name: value for name, value in merged.items() if name in CONFIG_KEYS})
 
 
-def describe(server: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
-    """The settings in force for a request that says nothing, in one line."""
+def in_force(server: Mapping[str, Any], preset: Mapping[str, Any]) -> FlashVidConfig:
+    """The settings in force for a request that says nothing, or on a server that has compression off asks for it."""
     config = resolve({**server, ENABLED: True}, None, preset)
     assert config is not None
+    return config
+
+
+def describe(server: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
+    """The settings in force for a request that says nothing, in one line."""
+    config = in_force(server, preset)
     hidden = (FLASHVID_SETTINGS if is_other(config.method) else ()) + (() if config.encodes_less else ENCODER_SETTINGS)
     hidden += () if config.inner else INNER_SETTINGS
     shown = {name: value for name, value in config.to_dict().items() if value is not None and name not in hidden}

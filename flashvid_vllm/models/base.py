@@ -19,7 +19,7 @@ from ..core.budget import plan
 from ..core.compress import CompressedVideo, compress
 from ..core.config import FlashVidConfig
 from ..core.reuse import Reuse
-from ..core.settings import BACKEND, ENABLED, INNER_LAYER, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, resolve
+from ..core.settings import BACKEND, ENABLED, INNER_LAYER, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, in_force
 from . import FAMILIES, counting, pieces
 from .inner import rows
 from .inner.install import Inner
@@ -215,8 +215,7 @@ def _metrics(vllm_config: VllmConfig, server: Mapping[str, Any]) -> counting.Cou
     """The metrics of this worker, if it is the first of those that share its videos."""
     if get_tensor_model_parallel_rank() != 0 or not get_pp_group().is_first_rank:
         return None
-    config = resolve({**server, ENABLED: True}, None, FAMILIES[vllm_config.model_config.architecture].preset)
-    assert config is not None
+    config = in_force(server, FAMILIES[vllm_config.model_config.architecture].preset)
     backend = ops.choose_backend(config.backend, vllm_config.device_config.device)
     shown = {name: getattr(config, name) for name in _SHOWN}
     on = {ENABLED: server.get(ENABLED, True), REQUEST_OVERRIDES: server.get(REQUEST_OVERRIDES, True)}

@@ -10,7 +10,7 @@ from vllm.multimodal.utils import group_and_batch_mm_kwargs
 from ..core.budget import plan
 from ..core.config import ENCODER_SETTINGS, FlashVidConfig
 from ..core.reuse import Reuse, leaving_out
-from ..core.settings import ENABLED, ENCODER_SHARES, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, resolve
+from ..core.settings import ENCODER_SHARES, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, in_force
 from . import FAMILIES
 from .encode_less import PIXELS, ROWS, SOURCE
 from .pieces import blocks
@@ -28,8 +28,7 @@ def encode_longest_video(model: Any) -> None:
     """
     vllm = model.flashvid_vllm_config
     server = vllm.model_config.multimodal_config.mm_processor_kwargs[KEY]
-    config = resolve({**server, ENABLED: True}, None, FAMILIES[vllm.model_config.architecture].preset)
-    assert config is not None
+    config = in_force(server, FAMILIES[vllm.model_config.architecture].preset)
     kwargs = _dummy_video(vllm)
     times = max(1, server[MAX_VIDEO_TOKENS] // model.flashvid_piece)
     num_frames, n = model.video_grids(**kwargs)[0]

@@ -60,11 +60,10 @@ _PLAIN = {ENABLED: False}  # compared by identity: also where requests may not c
 
 def pack_settings(config: FlashVidConfig | None) -> Tensor:
     """The settings as one uint8 row of JSON: vLLM carries tensors, and casts floats to the model's dtype."""
-    settings = config and config.to_dict()
-    if settings and config and not config.encodes_less:  # so that names are what they were without these settings
-        settings = {name: value for name, value in settings.items() if name not in ENCODER_SETTINGS}
-    if settings and config and not config.inner:
-        settings = {name: value for name, value in settings.items() if name not in INNER_SETTINGS}
+    settings = None
+    if config is not None:  # names are what they were without the settings that are off
+        off = (() if config.encodes_less else ENCODER_SETTINGS) + (() if config.inner else INNER_SETTINGS)
+        settings = {name: value for name, value in config.to_dict().items() if name not in off}
     text = json.dumps(settings).encode()
     if len(text) > _ROW_BYTES:
         raise ValueError(f"FlashVID settings of {len(text)} bytes exceed {_ROW_BYTES}: {text!r}")

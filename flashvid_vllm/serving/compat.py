@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ..core.settings import (
-    ENABLED,
     ENCODER_SHARES,
     ENCODER_WHOLE,
     KEY,
@@ -22,12 +21,12 @@ from ..core.settings import (
     check_request,
     check_server,
     describe,
+    in_force,
     request_part,
-    resolve,
 )
-from ..models import FAMILIES, counting, rope, supported
+from ..models import FAMILIES, counting, rope
 from ..models.positions import LAST_DELTA
-from . import cli, config_file, cpu, inner, metrics
+from . import cli, config_file, cpu, inner, metrics, refusals
 
 VLLM_MIN, VLLM_BELOW = (0, 32), (0, 34)
 
@@ -118,18 +117,28 @@ def _drop_inside() -> None:
     """Tokens dropped inside the LLM: see ``inner_v1``, which says when each can go."""
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.engine.input_processor import InputProcessor
+
+    from ..models import inner as dropping
+    from . import inner_v1
+
+    allocate, process = KVCacheManager.allocate_slots, InputProcessor.process_inputs
+    _expect_some(allocate, "request", "delay_cache_blocks")
+    _expect_some(process, "prompt", "params")
+    KVCacheManager.allocate_slots = inner_v1.leave_no_prefix(allocate)
+    InputProcessor.process_inputs = inner_v1.read_no_prefix(process)
+    dropping.plan_on_v1 = _plan_on_v1
+
+
+@functools.cache
+def _plan_on_v1() -> None:
+    """Not before a model drops tokens: the runner takes a second to import, in processes that never run one."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     from . import inner_v1
 
-    build, process = GPUModelRunner._build_attention_metadata, InputProcessor.process_inputs
-    allocate = KVCacheManager.allocate_slots
-    _expect_some(allocate, "request", "delay_cache_blocks")
-    KVCacheManager.allocate_slots = inner_v1.leave_no_prefix(allocate)
+    build = GPUModelRunner._build_attention_metadata
     _expect_some(build, "num_reqs", "num_scheduled_tokens")
-    _expect_some(process, "prompt", "params")
     GPUModelRunner._build_attention_metadata = inner_v1.plan_steps(build)
-    InputProcessor.process_inputs = inner_v1.read_no_prefix(process)
 
 
 def _share_pixels() -> None:
@@ -225,10 +234,10 @@ def _patch_start(engine_args: Any) -> None:
         self.video_pruning_rate = cli.PRUNING_ON
         inner.prepare(self, settings)
         config = original(self, *args, **kwargs)
-        _refuse_unsupported(config)
+        refusals.refuse_unsupported(config)
         settings = inner.settle(config, settings)
         rope.set_positions(config.model_config, settings)
-        _refuse_drift(config)
+        refusals.refuse_drift(config)
         settings = _set_longest_video(config, settings)
         _use_our_cpu_worker(config.parallel_config)
         _use_our_encoder_cache(config.ec_manager_config)
@@ -242,89 +251,6 @@ def _patch_start(engine_args: Any) -> None:
     engine_args.create_engine_config = create_engine_config
 
 
-def _refuse_unsupported(config: Any) -> None:
-    """ValueError for a model or an option that FlashVID cannot serve correctly."""
-    from vllm import envs
-
-    model = config.model_config
-    if model.architecture not in FAMILIES:
-        raise ValueError(
-            f"FlashVID does not support {model.architecture} ({model.model}); it supports {supported()}. "
-            "Leave --plugin flashvid out to serve this model without it"
-        )
-    _check_backend(config.model_config.multimodal_config.mm_processor_kwargs[KEY])
-    refused = [
-        (
-            config.ec_transfer_config is not None,
-            "an external encoder cache (--ec-transfer-config): it would share compressed videos with "
-            "engines that do not expect them",
-        ),
-        (
-            bool(config.lora_config and config.lora_config.enable_tower_connector_lora),
-            "LoRA on the vision tower (enable_tower_connector_lora): vLLM derives the tower's token "
-            "count from the compressed one",
-        ),
-        (
-            bool(envs.VLLM_USE_RUST_FRONTEND),
-            "the Rust frontend (VLLM_USE_RUST_FRONTEND=1): it counts placeholders without this plugin; "
-            "use the Python one",
-        ),
-        (
-            bool(config.compilation_config.cudagraph_mm_encoder),
-            "CUDA graphs of the encoder (compilation_config.cudagraph_mm_encoder): vLLM would record them and use none "
-            "where videos are compressed; leave it out",
-        ),
-    ]
-    for is_set, what in refused:
-        if is_set:
-            raise ValueError(f"FlashVID does not work with {what}")
-    _refuse_shared_kv(config.kv_transfer_config)
-
-
-def _refuse_drift(config: Any) -> None:
-    """ValueError where vLLM's Model Runner V1 gives steps behind a rejected draft too high positions.
-
-    It corrects them on the device and then, where a model prunes, copies the uncorrected ones over them.
-    """
-    drafts = config.speculative_config is not None and config.scheduler_config.async_scheduling
-    if drafts and config.model_config.uses_mrope and not config.use_v2_model_runner:
-        raise ValueError(
-            "FlashVID does not work with speculation under async scheduling on vLLM's Model Runner V1: it loses count "
-            "of positions where a draft is rejected; start with --no-async-scheduling or VLLM_USE_V2_MODEL_RUNNER=1"
-        )
-
-
-# They look up KV by token ids. All videos have the same, which is wrong without this plugin too, but with a budget the
-# prompts of all videos are of one length as well, whatever they show and however long they are
-_KV_BY_TOKEN_IDS = ("HF3FSKVConnector", "LMCacheMPConnector", "FlexKVConnectorV1")
-
-
-def _refuse_shared_kv(kv_transfer_config: Any | None) -> None:
-    """ValueError for a KV connector that would give one video's KV to another."""
-    if kv_transfer_config is None:
-        return
-    names = [kv_transfer_config.kv_connector]
-    parts = kv_transfer_config.kv_connector_extra_config.get("connectors", [])  # of a MultiConnector
-    names += [part.get("kv_connector") for part in parts]
-    for name in names:
-        if name in _KV_BY_TOKEN_IDS:
-            raise ValueError(
-                f"FlashVID does not work with the KV connector {name}: it knows KV by token ids, and those of all "
-                "videos are the same; use one that knows the videos too, such as OffloadingConnector"
-            )
-
-
-def _check_backend(settings: Mapping[str, Any]) -> None:
-    """ValueError for a backend that is not to be had here: found out later it would stop the engine."""
-    import torch
-    from vllm.platforms import current_platform
-
-    from .. import ops
-
-    if "backend" in settings:
-        ops.choose_backend(settings["backend"], torch.device(current_platform.device_type))
-
-
 def _set_longest_video(config: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings with how large a video may be, and who shares one, put where every process finds them."""
     from ..models.pieces import longest_video
@@ -335,8 +261,7 @@ def _set_longest_video(config: Any, settings: Mapping[str, Any]) -> Mapping[str,
     if multimodal.mm_encoder_tp_mode == "data":
         settings[ENCODER_SHARES] = config.parallel_config.tensor_parallel_size
     if (reason := why_not_served(config)) is not None:
-        server = resolve({**settings, ENABLED: True}, None, FAMILIES[config.model_config.architecture].preset)
-        refuse_rows(reason, server)
+        refuse_rows(reason, in_force(settings, FAMILIES[config.model_config.architecture].preset))
         settings[ENCODER_WHOLE] = reason
     multimodal.mm_processor_kwargs = {**multimodal.mm_processor_kwargs, KEY: settings}
     return settings

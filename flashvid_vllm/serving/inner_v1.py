@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""Model Runner V1 and requests, told of tokens that are dropped inside the LLM (see ``models/inner``).
+"""Model Runner V1, blocks of KV and requests, told of tokens that are dropped inside the LLM (see ``models/inner``).
 
-Both do nothing for a model that drops none.
+All do nothing for a model that drops none.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..models.inner.install import Inner, videos_of
-from ..models.inner.plan import Video
 from ..models.processor_cache import INNER, video_of
+
+if TYPE_CHECKING:
+    from ..models.inner.install import Inner
+
+# what a message says at its end
+_WITHOUT = '"mm_processor_kwargs": {"flashvid": {"inner": false}}'
 
 
 def plan_steps(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,19 +35,18 @@ def plan_steps(original: Callable[..., Any]) -> Callable[..., Any]:
     return _build_attention_metadata
 
 
-def _prepare(inner: Inner, runner: Any, scheduled: dict[str, int], num_requests: int) -> None:
+def _prepare(inner: "Inner", runner: Any, scheduled: dict[str, int], num_requests: int) -> None:
     batch, requests = runner.input_batch, runner.requests
 
-    def prompt_of(request_id: str) -> tuple[int, Sequence[Video]]:
+    def prompt_of(request_id: str) -> tuple[int, Sequence[Any]]:
         request = requests[request_id]
-        return request.num_prompt_tokens, videos_of(request.mm_features)
+        return request.num_prompt_tokens, request.mm_features
 
-    inner.tracker.forget_all_but(requests)
     step = [
         (name, int(batch.num_computed_tokens_cpu[row]), scheduled[name])
         for row, name in enumerate(batch.req_ids[:num_requests])
     ]
-    inner.prepare(step, prompt_of)
+    inner.prepare(step, requests, prompt_of)
 
 
 def read_no_prefix(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,7 +57,7 @@ def read_no_prefix(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = original(self, *args, **kwargs)
-        if any(_drops(feature) for feature in request.mm_features or ()):
+        if _drops(request):
             try:
                 check_request(request, self.vllm_config.scheduler_config.max_num_batched_tokens)
             except ValueError:
@@ -75,44 +78,46 @@ def _unsend(cache: Any, features: Any) -> None:
 def leave_no_prefix(original: Callable[..., Any]) -> Callable[..., Any]:
     """KVCacheManager's ``allocate_slots``. vLLM lets others find a block as soon as it is scheduled, and of a prompt
     whose chunks wait the layers from K on fill it with the last one. So such a request's blocks are found by nobody
-    before its first token.
-    Can go when a request may say so."""
+    before its first token. Can go when a request may say so."""
 
     @functools.wraps(original)
     def allocate_slots(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(_drops(feature) for feature in request.mm_features or ()):
+        if _drops(request):
             kwargs["delay_cache_blocks"] = True
         return original(self, request, *args, **kwargs)
 
     return allocate_slots
 
 
-def _drops(feature: Any) -> bool:
+def _drops(request: Any) -> bool:
+    return any(_dropped(feature) for feature in request.mm_features or ())
+
+
+def _dropped(feature: Any) -> int:
+    """Visual tokens of one of a request's media that are dropped inside the LLM."""
     if feature.data is None or INNER not in feature.data:
-        return False
+        return 0
     tokens, kept = feature.data[INNER].data.tolist()
-    return bool(kept < tokens)
+    return int(tokens - kept)
 
 
 def check_request(request: Any, most: int) -> None:
     """ValueError for what a request asks of tokens that layers from K on do not have, or if more than ``most`` are left
     for these layers, which get all of them in one step."""
-    pairs = [feature.data[INNER].data.tolist() for feature in request.mm_features if _drops(feature)]
-    left = len(request.prompt_token_ids or ()) - sum(tokens - kept for tokens, kept in pairs)
+    left = len(request.prompt_token_ids or ()) - sum(map(_dropped, request.mm_features))
     if left > most:
         raise ValueError(
             f"{left} tokens of this prompt are left inside the language model, whose later layers get them in one step "
-            f"of at most {most} (--max-num-batched-tokens): send less, serve with more, or send "
-            '"mm_processor_kwargs": {"flashvid": {"inner": false}}'
+            f"of at most {most} (--max-num-batched-tokens): send less, serve with more, or send {_WITHOUT}"
         )
     params = request.sampling_params
     if params.prompt_logprobs is not None or getattr(params, "prompt_logprob_token_ids", None) is not None:
         raise ValueError(
             "prompt_logprobs: this request drops tokens of its video inside the language model, which then have no "
-            'log-probabilities; leave it out, or send "mm_processor_kwargs": {"flashvid": {"inner": false}}'
+            f"log-probabilities; leave it out, or send {_WITHOUT}"
         )
     if getattr(request, "resumable", False):
         raise ValueError(
             "this request's prompt may grow, and drops tokens of its video inside the language model by its last "
-            'token; send "mm_processor_kwargs": {"flashvid": {"inner": false}}'
+            f"token; send {_WITHOUT}"
         )

@@ -5,7 +5,7 @@ A message is a text with "…" for what is only known at run time. Found are the
 
 - of ``raise`` and of errors that are returned to be raised;
 - of a logger's warnings and errors, of argparse's ``error`` and ``exit``, and printed to stderr;
-- in lists of (condition, text), as `compat._refuse_unsupported` has one;
+- in lists of (condition, text), as `refusals.refuse_unsupported` has one;
 - of C++'s ``throw``;
 - in what a function of ``TOLD_BY`` returns, or one of ``GIVEN_TO`` is given, which one of these passes on.
 

@@ -19,6 +19,7 @@ OURS = {
     "mm_processor_kwargs": "vLLM's own option; our settings are in it under our key",
     "make_counter": "a place in our models for our metrics",
     "time_choice": "another",
+    "plan_on_v1": "a place in our models for what has the runner plan its steps",
     "dest": "argparse's namespace",
     "environ": "this process's own",
 }

@@ -8,7 +8,7 @@ import pytest
 
 from flashvid_vllm import engine_args
 
-from ..support.engine import VIDEO, Clip, engine, greedy, prompt_of, tokens_and_logprobs
+from ..support.engine import VIDEO, Clip, engine, greedy, prompt_of, same_answers, tokens_and_logprobs
 from ..support.families import LLAVA_ONEVISION_ORIGINAL
 
 pytestmark = [
@@ -36,7 +36,7 @@ def test_the_last_full_attention_block_stays_eager(sharp_model: Path) -> None:
         compiled = answers(llm)
         blocks = llm.apply_model(lambda model: [block.do_not_compile for block in model.visual.blocks])[0]
     assert blocks == [False, False, False, True]  # the tiny model's last full-attention block is its last
-    assert_same(eager, compiled, 0.01)
+    same_answers(eager, compiled, 0.01)
 
 
 def test_original_positions_in_a_compiled_llm(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_original_positions_in_a_compiled_llm(tmp_path: Path) -> None:
         settings = engine_args(retention_ratio=0.25, **family.settings)
         with engine(directory, **settings, enforce_eager=eager) as llm:
             found.append(answers(llm, family.video))
-    assert_same(found[0], found[1], family.tolerance)
+    same_answers(found[0], found[1], family.tolerance)
 
 
 def test_dropping_inside_a_compiled_llm(sharp_model: Path) -> None:
@@ -58,11 +58,4 @@ def test_dropping_inside_a_compiled_llm(sharp_model: Path) -> None:
         settings = engine_args(retention_ratio=0.25, inner_layer=2, inner_ratio=0.3)
         with engine(sharp_model, **settings, enforce_eager=eager) as llm:
             found.append(answers(llm))
-    assert_same(found[0], found[1], 2e-5)
-
-
-def assert_same(answers: list[Any], others: list[Any], tolerance: float) -> None:
-    for (ids, steps), (other_ids, other_steps) in zip(answers, others, strict=True):
-        assert ids == other_ids
-        for step, other in zip(steps, other_steps, strict=True):
-            assert max(abs(step[i] - other[i]) for i in step.keys() & other.keys()) < tolerance
+    same_answers(found[0], found[1], 2e-5)

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from flashvid_vllm.models.inner import metadata, plan, rank, text_model
 
-from ..support.engine import Clip, Engines, check, chunked, greedy, picture, prompt_of, same, tokens_and_logprobs
+from ..support.engine import Engines, check, chunked, greedy, prompt_of, same, tokens_and_logprobs
 from ..support.families import LLAVA_ONEVISION, LLAVA_VIDEO_ORIGINAL, QWEN2_5_VL, QWEN3_VL, Family
 from ..support.oracles.inner import InnerOracle
+from .test_families import CASES as ALL_CASES
+from .test_families import HEAD, TAIL
 
 pytestmark = pytest.mark.slow
 
@@ -25,14 +26,7 @@ LONGER = pytest.mark.longer("a family")
 QUICK = (QWEN2_5_VL,)
 # DeepStack, one position a token, separators and the positions of the whole; what others have besides is their tower's
 FAMILIES = [QWEN2_5_VL, QWEN3_VL, LLAVA_ONEVISION, LLAVA_VIDEO_ORIGINAL]
-HEAD, TAIL = "<|im_start|>user\n", "\nWhat happens in this clip?<|im_end|>\n<|im_start|>assistant\n"
-LONG, OTHER = Clip(20, 128, 192), Clip(9, 160, 96, 0.25, seed=2)
-CASES: dict[str, tuple[str, list[Clip], list[np.ndarray]]] = {
-    "one video": (f"{HEAD}{{v}}{TAIL}", [LONG], []),
-    "text around two videos": (f"{HEAD}The quick brown fox.{{v}}0 1 2 3{{v}}{TAIL}", [OTHER, LONG], []),
-    "image, video": (f"{HEAD}{{i}}\n{{v}}{TAIL}", [OTHER], [picture()]),
-    "nothing around it": ("{v}", [OTHER], []),
-}
+CASES = {name: ALL_CASES[name] for name in ("one video", "text around two videos", "image, video", "nothing around it")}
 RATIO, STEPS = 0.3, 12
 
 

@@ -127,9 +127,7 @@ def test_a_backend_of_their_own_for_each_worker() -> None:
         def get_builder_cls() -> Any:
             return SimpleNamespace
 
-    def current() -> Any:
-        return None
-
-    one = metadata.backend_of_later_layers(Backend, current)
-    assert one is metadata.backend_of_later_layers(Backend, current)
+    inner = SimpleNamespace
+    one = metadata.backend_of_later_layers(Backend, inner)
+    assert one is metadata.backend_of_later_layers(Backend, inner)
     assert (one.__module__, one.__qualname__) != (Backend.__module__, Backend.__qualname__)

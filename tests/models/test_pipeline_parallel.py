@@ -19,6 +19,7 @@ from ..support.engine import (
     picture,
     prepare_process_of_ranks,
     prompt_of,
+    same_answers,
     tokens_and_logprobs,
 )
 from ..support.families import (
@@ -146,9 +147,4 @@ def test_two_stages_answer_as_one_process(
     one, found = answers_of(llm, case), stages(case.runner)[case.name]
     assert (found["preempted"] > 0) == case.tight
     assert found["ranks that count"] == 1
-    tolerance = 5 * family.tolerance
-    for (ids, steps), (other_ids, other_steps) in zip(one, found["answers"], strict=True):
-        assert ids == other_ids
-        for step, other in zip(steps, other_steps, strict=True):
-            other = {int(token): value for token, value in other.items()}
-            assert max(abs(step[i] - other[i]) for i in step.keys() & other.keys()) < tolerance
+    same_answers(one, found["answers"], 5 * family.tolerance)

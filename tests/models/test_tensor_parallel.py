@@ -17,6 +17,7 @@ from ..support.engine import (
     picture,
     prepare_process_of_ranks,
     prompt_of,
+    same_answers,
     tokens_and_logprobs,
 )
 from ..support.families import (
@@ -123,10 +124,5 @@ def test_two_ranks_answer_as_one(
     assert first == second
     assert len(first) >= 4  # an image, videos one by one
     assert any(entry.isdecimal() for call in first for entry in call)  # of the last one some rows, on either rank
-    tolerance = 5 * family.tolerance
     alike = len(one) if encoder == "weights" else -1  # ranks with frames of their own copy no rows of each other's
-    for (ids, steps), (other_ids, other_steps) in zip(one[:alike], two["answers"][:alike], strict=True):
-        assert ids == other_ids
-        for step, other in zip(steps, other_steps, strict=True):
-            other = {int(token): value for token, value in other.items()}
-            assert max(abs(step[i] - other[i]) for i in step.keys() & other.keys()) < tolerance
+    same_answers(one[:alike], two["answers"][:alike], 5 * family.tolerance)

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from flashvid_vllm.serving.compat import _refuse_shared_kv
+from flashvid_vllm.serving.refusals import refuse_shared_kv
 
 from ..support.engine import VIDEO, Clip, engine, greedy, prepare_process, prompt_of, same
 from ..support.families import LLAVA_ONEVISION
@@ -27,17 +27,17 @@ def transfer(name: str, **extra: Any) -> Any:
 def test_connectors_that_know_kv_by_token_ids_are_refused(name: str) -> None:
     """All videos have the same ids, and under one budget the same number of them."""
     with pytest.raises(ValueError, match=rf"does not work with the KV connector {name}.*token ids"):
-        _refuse_shared_kv(transfer(name))
+        refuse_shared_kv(transfer(name))
     nested = transfer("MultiConnector", connectors=[{"kv_connector": "NixlConnector"}, {"kv_connector": name}])
     with pytest.raises(ValueError, match=name):
-        _refuse_shared_kv(nested)
+        refuse_shared_kv(nested)
 
 
 @pytest.mark.parametrize("name", ["ExampleConnector", "NixlConnector", "OffloadingConnector", "LMCacheConnectorV1"])
 def test_others_are_not(name: str) -> None:
-    _refuse_shared_kv(None)
-    _refuse_shared_kv(transfer(name))
-    _refuse_shared_kv(transfer("MultiConnector", connectors=[{"kv_connector": name}]))
+    refuse_shared_kv(None)
+    refuse_shared_kv(transfer(name))
+    refuse_shared_kv(transfer("MultiConnector", connectors=[{"kv_connector": name}]))
 
 
 @pytest.mark.parametrize("module", ["hf3fs.hf3fs_connector", "lmcache_mp_connector"])

@@ -14,7 +14,7 @@ pytest.importorskip("vllm")
 from flashvid_vllm import FlashVidConfig, engine_args
 from flashvid_vllm.models import FAMILIES
 from flashvid_vllm.models.reuse import refuse_rows
-from flashvid_vllm.serving import compat
+from flashvid_vllm.serving import refusals
 
 from ..support.engine import prepare_process
 
@@ -93,8 +93,8 @@ def test_positions_that_drift_behind_a_rejected_draft(other: dict[str, Any]) -> 
         )
 
     with pytest.raises(ValueError, match="loses count of positions"):
-        compat._refuse_drift(config())
-    compat._refuse_drift(config(**other))
+        refusals.refuse_drift(config())
+    refusals.refuse_drift(config(**other))
 
 
 def test_the_rust_frontend(sharp_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,11 @@ def prepare_process_of_ranks() -> None:
     spawn them on a CPU, for the sake of a pool of threads that this process does not have."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     prepare_process()
+    let_vllm_fork()
+
+
+def let_vllm_fork() -> None:
+    """All processes that vLLM starts from now on are forks of this one."""
     get_context = multiprocessing.get_context
     multiprocessing.get_context = lambda _=None: get_context("fork")  # type: ignore[assignment]
 
@@ -236,10 +241,16 @@ def check(output: Any, expected: tuple[list[int], list[Tensor]], tolerance: floa
 def same(one: Any, other: Any, tolerance: float) -> None:
     """That two RequestOutputs answer the same prompt alike: ids, and log-probabilities of what both list."""
     assert one.prompt_token_ids == other.prompt_token_ids
-    (ids, steps), (other_ids, other_steps) = tokens_and_logprobs(one), tokens_and_logprobs(other)
-    assert ids == other_ids
-    for step, other_step in zip(steps, other_steps, strict=True):
-        assert max(abs(step[i] - other_step[i]) for i in step.keys() & other_step.keys()) < tolerance
+    same_answers([tokens_and_logprobs(one)], [tokens_and_logprobs(other)], tolerance)
+
+
+def same_answers(answers: Sequence[Any], others: Sequence[Any], tolerance: float) -> None:
+    """The same of what `tokens_and_logprobs` gives for each of several prompts; ``others`` may have been JSON."""
+    for (ids, steps), (other_ids, other_steps) in zip(answers, others, strict=True):
+        assert ids == other_ids
+        for step, other in zip(steps, other_steps, strict=True):
+            other = {int(token): value for token, value in other.items()}
+            assert max(abs(step[i] - other[i]) for i in step.keys() & other.keys()) < tolerance
 
 
 def record_positions(llm: Any, prompts: list[Any], max_tokens: int = 6) -> list[Tensor]:

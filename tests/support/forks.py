@@ -21,6 +21,8 @@ from typing import Any
 
 import psutil
 
+from .engine import let_vllm_fork
+
 _FORKS = multiprocessing.get_context("forkserver")
 
 
@@ -66,8 +68,7 @@ def _begin(run: Callable[..., Any], arguments: Sequence[Any], env: Mapping[str, 
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-    get_context = multiprocessing.get_context
-    multiprocessing.get_context = lambda _=None: get_context("fork")  # type: ignore[assignment]
+    let_vllm_fork()
     run(*arguments)
 
 

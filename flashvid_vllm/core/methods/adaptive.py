@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from ..budget import Budget
 from ..compress import CompressedVideo
-from .common import is_finite, merge
+from .common import is_finite, merge, steps
 
 STEP = 1e-5  # of cosine distances, which are counted in steps: what is less is rounding, and ties
 PAIRS_AT_A_TIME = 2**22  # of tokens of one frame, whose distances are in memory: 16 MiB
@@ -78,22 +78,17 @@ def directions(features: Tensor, finite: Tensor) -> Tensor:
     return normalize(features.float().masked_fill(~finite[..., None], 0), dim=-1)
 
 
-def steps(cosine: Tensor) -> Tensor:
-    """1 - cosine in whole steps, float32."""
-    return ((1 - cosine) / STEP).round()
-
-
 def distances(unit: Tensor) -> Tensor:
     """[T, N, N]: how far the tokens of each frame are apart, in steps."""
-    return steps(unit @ unit.mT)
+    return steps(1 - unit @ unit.mT, STEP)
 
 
 def unexplained(unit: Tensor, before: Tensor | None) -> Tensor:
     """1. The residuals [T, N], in steps, of tokens [T, N, D] behind the frame ``before`` [N, D], None at the start."""
     earlier = torch.cat([unit[:1] if before is None else before[None], unit[:-1]])
-    apart = steps((unit * earlier).sum(-1))
+    apart = steps(1 - (unit * earlier).sum(-1), STEP)
     if before is None:
-        apart[0] = steps(-unit[0] @ unit[0].mean(0))
+        apart[0] = steps(1 + unit[0] @ unit[0].mean(0), STEP)
     return apart
 
 

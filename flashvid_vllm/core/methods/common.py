@@ -76,9 +76,9 @@ def top(score: Tensor, k: int) -> Tensor:
     return score.argsort(descending=True, stable=True)[:k].sort().values
 
 
-def steps(score: Tensor) -> Tensor:
+def steps(score: Tensor, step: float = STEP) -> Tensor:
     """Scores of order 1 in whole steps, so that those which differ by rounding alone tie."""
-    return (score / STEP).round()
+    return (score / step).round()
 
 
 def most_similar(x: Tensor, targets: Tensor, backend: str) -> tuple[Tensor, Tensor]:

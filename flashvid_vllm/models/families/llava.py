@@ -144,9 +144,12 @@ class LlavaModel(FullPositionsModel):
         video's)."""
         raise NotImplementedError
 
-    def _all_places(self, num_frames: int, device: torch.device) -> Tensor:
-        n = self.tokens_per_frame()
-        return self.token_rows(torch.arange(num_frames * n, device=device), num_frames, n)
+    def _note_places(self, index: int, num_frames: int, source: Tensor | None, device: torch.device) -> None:
+        """Keep which rows of the call's video ``index`` are its tokens ``source``, None for all, if anybody asks."""
+        if self.flashvid_inner is not None:
+            n = self.tokens_per_frame()
+            tokens = torch.arange(num_frames * n, device=device) if source is None else source
+            self.flashvid_places[index] = self.token_rows(tokens, num_frames, n)
 
     def newline_places(self, num_frames: int, tokens_per_frame: int) -> Tensor:
         """Where the newlines that `add_newlines` adds stand in the uncompressed video, its newlines counted."""
@@ -208,16 +211,16 @@ class LlavaModel(FullPositionsModel):
         ):
             if config is None and reuse is None:
                 out.extend(super()._process_video_pixels({"pixel_values_videos": frames[None]}))  # type: ignore[misc]
-                self.flashvid_places[index] = self._all_places(len(frames), out[-1].device)
+                self._note_places(index, len(frames), None, out[-1].device)
                 continue
             features, attention = self._encode(frames, config is not None and config.needs_attention, reuse)
             if config is None:
                 out.append(self.plain_rows(features))
-                self.flashvid_places[index] = self._all_places(len(features), features.device)
+                self._note_places(index, len(features), None, features.device)
                 continue
             video = self.compress_video(features, attention, config)
             rows = self.add_newlines(video, *features.shape[:2])
-            self.flashvid_places[index] = self.token_rows(video.source_index, *features.shape[:2])
+            self._note_places(index, len(features), video.source_index, features.device)
             out.append(
                 append_positions(rows, self._places(video, *features.shape[:2])) if self.flashvid_original else rows
             )

@@ -198,9 +198,9 @@ class MRopeModel(MRopeEncoder, FullPositionsModel):
 
     def _compress(
         self, features: Tensor, scores: Tensor | None, config: FlashVidConfig, item: Any
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """One video's tokens and the text between its frames, with their positions: [B + separators, D + channels].
-        And which rows the tokens are: [B].
+        And which rows the tokens are, where tokens are dropped inside the LLM: [B].
 
         ``features`` [T * N, D]: the merger's output first, by which tokens are chosen and which is merged; deeper
         levels (DeepStack) are taken as they are, where a token is kept.
@@ -231,7 +231,7 @@ class MRopeModel(MRopeEncoder, FullPositionsModel):
             between[:, :width] = getattr(embedding, "base_layer", embedding)(ids)
             rows = torch.cat([between, tokens])[order.indices]
         rows = append_positions(rows, positions[:, order.values])
-        tokens_at = order.indices.argsort()[len(text) :]
+        tokens_at = order.indices.argsort()[len(text) :] if self.flashvid_inner is not None else None
         if not self.flashvid_lora:
             return rows, tokens_at
         ids = torch.cat([ids, ids.new_zeros(len(tokens))])[order.indices]

@@ -8,3 +8,13 @@ which requests, how many tokens?   plan.py       on the host, before the forward
 rows that are visual tokens        rows.py       a mark on every row of a video that the encoder gives
 all of it, put into a model        install.py
 """
+
+from collections.abc import Callable
+
+
+def nothing() -> None:
+    """There is no Model Runner V1."""
+
+
+plan_on_v1: Callable[[], None] = nothing
+"""Has Model Runner V1 plan its steps. ``serving/compat.py`` puts it here, which may import the runner."""

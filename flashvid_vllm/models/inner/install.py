@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Put into a model, when it is made: its layers from K on get a backend of their own, the class around them a mixin."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from .. import inner as hooks
 from ..processor_cache import INNER
 from .metadata import BACKENDS, backend_of_later_layers
 from .plan import Prompt, Tracker, Video
@@ -42,19 +43,32 @@ class Inner:
                     f"model has {name}; choose one with --attention-backend, or leave inner_layer and inner out"
                 )
         for attention in attentions[self.layer :]:
-            attention.attn_backend = backend_of_later_layers(attention.attn_backend, self._current)
+            attention.attn_backend = backend_of_later_layers(attention.attn_backend, self)
         kind = type(text)
         text.__class__ = type(kind.__name__, (InnerTextModel, kind), {"__module__": __name__})
         text.flashvid_inner = self
-
-    def _current(self) -> "Inner":
-        return self
+        hooks.plan_on_v1()
 
     def prepare(
-        self, step: Iterable[tuple[str, int, int]], prompt_of: Callable[[str], tuple[int, Sequence[Video]]]
+        self,
+        step: Iterable[tuple[str, int, int]],
+        living: Container[str],
+        prompt_of: Callable[[str], tuple[int, Iterable[Any]]],
     ) -> None:
-        """A step is about to run; arguments as for `Tracker.plan`."""
-        self.step = Step(self.tracker.plan(step, prompt_of))
+        """A step is about to run.
+
+        Args:
+            step: as for `Tracker.plan`.
+            living: ids of all requests that have not ended.
+            prompt_of: length of a request's prompt, and vLLM's features of its media.
+        """
+
+        def videos(request_id: str) -> tuple[int, Sequence[Video]]:
+            length, features = prompt_of(request_id)
+            return length, videos_of(features)
+
+        self.tracker.forget_all_but(living)
+        self.step = Step(self.tracker.plan(step, videos))
 
     def nothing(self) -> None:
         """What is about to run has no requests."""

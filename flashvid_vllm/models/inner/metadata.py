@@ -7,7 +7,6 @@ their own: vLLM groups layers by the name of their backend.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,13 +59,13 @@ def packed(common: Any, plan: Plan, block_size: int) -> Any:
 
 
 @functools.cache
-def backend_of_later_layers(backend: Any, current: Callable[[], Any]) -> Any:
-    """A subclass of the attention ``backend`` for the layers from K on; ``current`` gives the worker's `Inner`."""
+def backend_of_later_layers(backend: Any, inner: Any) -> Any:
+    """A subclass of the attention ``backend`` for the layers from K on; ``inner``: the worker's `Inner`."""
     builder = backend.get_builder_cls()
 
     class LaterLayersBuilder(builder):  # type: ignore[misc, valid-type]
         def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
-            step = current().step
+            step = inner.step
             if step is None or not step.plan.drops:
                 return super().build(common_prefix_len, common_attn_metadata, fast_build)
             if not any(row.queries for row in step.plan.rows):

@@ -6,8 +6,7 @@ from typing import Any
 
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
-from .install import Inner, videos_of
-from .plan import Video
+from .install import Inner
 
 
 class InnerModelState(DefaultModelState):
@@ -30,11 +29,10 @@ class InnerModelState(DefaultModelState):
         names = input_batch.req_ids
         inner.nothing()
         if all(name in self._requests for name in names):  # else nothing is scheduled: to measure or to compile
-            inner.tracker.forget_all_but(self._requests)
             numbers = (input_batch.num_computed_tokens_np.tolist(), input_batch.num_scheduled_tokens.tolist())
-            inner.prepare(zip(names, *numbers, strict=True), self._prompt_of)
+            inner.prepare(zip(names, *numbers, strict=True), self._requests, self._prompt_of)
         return super().prepare_attn(input_batch, *args, **kwargs)
 
-    def _prompt_of(self, request_id: str) -> tuple[int, Sequence[Video]]:
+    def _prompt_of(self, request_id: str) -> tuple[int, Sequence[Any]]:
         request = self._requests[request_id]
-        return request.prompt_len, videos_of(request.mm_features)
+        return request.prompt_len, request.mm_features

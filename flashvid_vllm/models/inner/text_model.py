@@ -29,7 +29,7 @@ class Step:
 @dataclass(frozen=True)
 class Tokens:
     """Tokens in front of layer K, n of them: hidden states and residuals [n, D], positions [n] or [3, n], keys of layer
-    K - 1 [n, G * d], and which are a video's [n]. ``keys`` is empty behind the prompt."""
+    K - 1 [n, G * d], and which are a video's [n]."""
 
     hidden: Tensor
     residual: Tensor
@@ -39,11 +39,13 @@ class Tokens:
 
     def part(self, start: int, stop: int) -> "Tokens":
         """Tokens ``start`` to ``stop``, copied: what they are cut from is the next step's."""
-        fields = (self.hidden, self.residual, self.positions, self.keys, self.visual)
-        hidden, residual, positions, keys, visual = (
-            x[..., start:stop].clone() if x is self.positions else x[start:stop].clone() for x in fields
+        return Tokens(
+            self.hidden[start:stop].clone(),
+            self.residual[start:stop].clone(),
+            self.positions[..., start:stop].clone(),
+            self.keys[start:stop].clone(),
+            self.visual[start:stop].clone(),
         )
-        return Tokens(hidden, residual, positions, keys, visual)
 
 
 def joined(parts: list[Tokens]) -> Tokens:
@@ -104,42 +106,40 @@ class InnerTextModel:
             visual = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         key = seen["key"].view(len(hidden), -1)
         tokens = Tokens(hidden, residual, positions, key, visual)
-        parts, targets = [], []
-        for row in step.plan.rows:
-            part, target = self._row(row, tokens, seen["query"].view(len(hidden), -1), attention)
-            parts.append(part)
-            targets.append(target)
+        query = seen["query"].view(len(hidden), -1)
+        rows = [self._row(row, tokens, query, attention) for row in step.plan.rows]
+        taken = [row for row in rows if row is not None]
         out = hidden.new_zeros(len(hidden) + 1, hidden.shape[1])  # the last row takes what nobody asks for
-        if any(row.queries for row in step.plan.rows):
-            taken = joined([part for part in parts if part is not None])
-            hidden, residual = taken.hidden, taken.residual
+        if taken:
+            hidden = torch.cat([source.hidden[index] for source, index, _ in taken])
+            residual = torch.cat([source.residual[index] for source, index, _ in taken])
+            positions = torch.cat([source.positions[..., index] for source, index, _ in taken], dim=-1)
             context = get_forward_context()
             padding, context.is_padding = context.is_padding, None  # of the tokens before
             for layer in later:
-                hidden, residual = layer(taken.positions, hidden, residual)
+                hidden, residual = layer(positions, hidden, residual)
             context.is_padding = padding
             hidden, _ = model.norm(hidden, residual)
-            out.index_copy_(0, torch.cat([target for target in targets if target is not None]), hidden)
+            out.index_copy_(0, torch.cat([target for _, _, target in taken]), hidden)
         return out[:-1]
 
-    def _row(self, row: Row, tokens: Tokens, query: Tensor, attention: Any) -> tuple[Tokens | None, Tensor | None]:
-        """What the layers from K on have of one request, and where in the step each of it belongs (L: nowhere)."""
+    def _row(self, row: Row, tokens: Tokens, query: Tensor, attention: Any) -> tuple[Tokens, Tensor, Tensor] | None:
+        """What the layers from K on have of one request: which of what tokens, and where in the step each of them
+        belongs (L: nowhere). None: nothing, it waits."""
         start, stop, nowhere = row.start, row.start + row.scheduled, len(tokens.hidden)
         if not row.waits and not row.ranks:
-            return tokens.part(start, stop), torch.arange(start, stop, device=tokens.hidden.device)
+            own = torch.arange(start, stop, device=tokens.hidden.device)
+            return tokens, own, own
         prompt = row.prompt
         assert prompt is not None
         prompt.held.append(tokens.part(start, stop))
         if row.waits:
-            return None, None
+            return None
         whole = joined(prompt.held)
         prompt.held.clear()
         last = query[start + prompt.length - 1 - row.computed]
         order = self._kept(prompt, whole, last, attention)
-        part = Tokens(
-            whole.hidden[order], whole.residual[order], whole.positions[..., order], whole.keys[:0], whole.visual[order]
-        )
-        return part, torch.where(order >= row.computed, order - row.computed + start, nowhere)
+        return whole, order, torch.where(order >= row.computed, order - row.computed + start, nowhere)
 
     def _kept(self, prompt: Prompt, whole: Tokens, query: Tensor, attention: Any) -> Tensor:
         size = attention.head_size
