@@ -9,7 +9,7 @@ from ..common.record import Cell
 STYLES = {  # colour and marker
     "plain": ("#444444", "o"), "evs": ("#1f77b4", "^"), "vidcom2": ("#2ca02c", "s"), "flashvid": ("#d62728", "D"),
     "endpoint": ("#9467bd", "P"), "flashvid-encoder-0.5": ("#e377c2", "v"), "flashvid-encoder-0.25": ("#8c564b", "<"),
-    "flashvid-encoder-auto": ("#bcbd22", ">"),
+    "flashvid-encoder-auto": ("#bcbd22", ">"), "flashvid-inner": ("#17becf", "X"), "fastv": ("#ff7f0e", "p"),
 }  # fmt: skip
 PARTS = {"encoder": "#a6bddb", "compression": "#d62728", "prefill": "#fdae6b", "rest": "#d9d9d9"}
 

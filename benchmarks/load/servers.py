@@ -14,17 +14,28 @@ from ..common.tiny_model import STAMP, make_tiny_model
 SERVERS = ("plain", "evs", "vidcom2", "flashvid")
 # and with a share of the encoder's work; on demand only
 ENCODERS = {f"flashvid-encoder-{share}": share for share in ("0.5", "0.25", "auto")}
+# and with tokens dropped inside the LLM too, or there alone; on demand only
+INNER = {"flashvid-inner": ["--flashvid-config", '{"inner": true}'], "fastv": ["--flashvid-method", "fastv"]}
+ON_DEMAND = (*ENCODERS, *INNER)
 EXTENSION = "benchmarks.load.worker_times.WorkerTimes"
 TEXT_ROOM = 64  # tokens of the question and the answer with the tokenizer of a model that is made here, at most
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model with random weights that is made here: its kind (of `common.tiny_model`) and its sizes in words."""
+    """A model with random weights that is made here.
+
+    Attributes:
+        kind: of `common.tiny_model`.
+        about: its sizes in words.
+        tokens_per_frame: of a video.
+        on_demand: whether it is measured only where it is named.
+    """
 
     kind: str
     about: str
     tokens_per_frame: int
+    on_demand: bool = False
 
 
 SHAPES = {
@@ -35,6 +46,12 @@ SHAPES = {
         "llava_onevision_0.5b",
         "the sizes of llava-onevision-qwen2-0.5b-ov: SigLIP so400m and Qwen2 0.5 B, 196 tokens a frame",
         196,
+    ),
+    "28-layers": Shape(
+        "llava_onevision_deep",
+        "LLaVA-OneVision of two layers of CLIP ViT-B/16 and a Qwen2 of 28 layers of 512, 49 tokens a frame",
+        49,
+        on_demand=True,
     ),
 }
 
@@ -95,8 +112,7 @@ def vllms_own_pruning(model: str) -> tuple[str, ...]:
 
 
 def compression(server: str, ratio: float, own: tuple[str, ...]) -> tuple[str, list[str]]:
-    """Whose implementation a server of SERVERS or ENCODERS runs, in words, and its options for keeping ``ratio`` of the
-    tokens.
+    """Whose implementation a server of SERVERS or ON_DEMAND runs, in words, and its options for ``ratio``.
 
     ``own``: what `vllms_own_pruning` said.
     """
@@ -109,6 +125,8 @@ def compression(server: str, ratio: float, own: tuple[str, ...]) -> tuple[str, l
         return "this plugin's", options
     if server in ENCODERS:
         return "this plugin's", [*options, "--flashvid-encoder-ratio", ENCODERS[server]]
+    if server in INNER:
+        return "this plugin's", [*options, *INNER[server]]
     return "through the plugin", [*options, "--flashvid-method", server]
 
 

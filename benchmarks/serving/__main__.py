@@ -24,7 +24,7 @@ from ..load.clips import make_clips
 from ..load.measure import Load
 from ..load.runs import Group, Run, benchmark, run_all, store, vllm_variables
 from ..load.servers import (
-    ENCODERS,
+    ON_DEMAND,
     SERVERS,
     SHAPES,
     Target,
@@ -40,6 +40,7 @@ CONCURRENCY, RATES = (1, 2, 4, 8, 16, 32), (0.25, 0.5, 1.0)
 SINGLE_SHAPE = "llava-onevision-0.5b"  # too slow on a CPU for more: by default one request at a time, two servers
 SINGLE_SERVERS = ("plain", "flashvid")
 SINGLE_REQUESTS, LEAST_REQUESTS, RATE_REQUESTS = 5, 6, 12  # of a cell: of that shape, at a concurrency, at a rate
+PROGRAMME = [name for name, shape in SHAPES.items() if not shape.on_demand]
 SPAN = 48  # frames of the source that a clip spans
 
 
@@ -82,7 +83,7 @@ def groups_of(options: argparse.Namespace) -> list[Group]:
         runs = runs_of(about, todo, clips, options.repeat_clips)
         return [Group(runs, options.max_tokens, clips[0], base_url=options.base_url, model=options.model)]
     groups = []
-    for shape in [None] if options.model else [options.shape] if options.shape else list(SHAPES):
+    for shape in [None] if options.model else [options.shape] if options.shape else PROGRAMME:
         todo = loads(options, shape)
         clips = make_clips(needed(todo, options.repeat_clips), span)
         target: Target = target_of_shape(shape) if shape else target_of_model(options.model)
@@ -117,10 +118,10 @@ def run(options: argparse.Namespace) -> Cell:
 
 
 def server_names(text: str) -> tuple[str, ...]:
-    """An argparse type: names of SERVERS and ENCODERS, with commas between them."""
+    """An argparse type: names of SERVERS and ON_DEMAND, with commas between them."""
     names = tuple(text.split(","))
-    if unknown := [name for name in names if name not in (*SERVERS, *ENCODERS)]:
-        raise argparse.ArgumentTypeError(f"servers are {', '.join([*SERVERS, *ENCODERS])}, got {', '.join(unknown)}")
+    if unknown := [name for name in names if name not in (*SERVERS, *ON_DEMAND)]:
+        raise argparse.ArgumentTypeError(f"servers are {', '.join([*SERVERS, *ON_DEMAND])}, got {', '.join(unknown)}")
     return names
 
 
@@ -129,13 +130,13 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         "python -m benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--shape", choices=tuple(SHAPES), help="a model made here; default: all of them in turn")
+    found.add_argument("--shape", choices=tuple(SHAPES), help=f"a model made here (default: {', '.join(PROGRAMME)})")
     found.add_argument("--model", help="a model on a hub or a directory instead (with --base-url: its name there)")
     found.add_argument("--base-url", help="measure the OpenAI server that runs there, and start none")
     found.add_argument(
         "--servers",
         type=server_names,
-        help=f"of {','.join([*SERVERS, *ENCODERS])}; default: the first {len(SERVERS)}, 0.5b: plain,flashvid",
+        help=f"of {','.join([*SERVERS, *ON_DEMAND])}; default: the first {len(SERVERS)}, 0.5b: plain,flashvid",
     )
     found.add_argument("--concurrency", type=listed(int), help="requests at a time, e.g. 1,2,4 (default: 1 to 32)")
     found.add_argument("--rates", type=listed(float), help="requests a second, e.g. 0.5,1 (Poisson arrivals)")

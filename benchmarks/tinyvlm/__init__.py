@@ -14,6 +14,7 @@ test time only, and served by vLLM with the plugin as any user's LLaVA-OneVision
     python -m benchmarks.tinyvlm variants        changes to FlashVID, on the validation videos
     python -m benchmarks.tinyvlm serve           300 answers from `vllm serve` with the plugin, held against these
     python -m benchmarks.tinyvlm tune            that `flashvid tune` finds the same, on 80 of the videos
-    python -m benchmarks.tinyvlm encoder         what a share of the encoder's work costs, on 60 of the videos
+    python -m benchmarks.tinyvlm encoder         what a share of the encoder's work costs, on 160 of the videos
     python -m benchmarks.tinyvlm budgets         `adaptive` beside FlashVID and the best peers, and its ablation
+    python -m benchmarks.tinyvlm inner           tokens dropped inside the LLM: FlashVID's hybrid and FastV
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import __doc__, budgets, data, encoder, report, served, tuned
+from . import __doc__, budgets, data, encoder, inner, report, served, tuned
 from .backgrounds import Split
 from .blind import text_only
 from .evaluate import evaluate, evaluate_variants
@@ -31,6 +31,7 @@ STAGES = (
     "tune",
     "encoder",
     "budgets",
+    "inner",
 )
 BLIND = 1500  # training videos whose questions are learned without them
 
@@ -112,8 +113,7 @@ def compare_served(options: argparse.Namespace) -> None:
     """Answers of a server against those in torch."""
     fill(options, "test")
     model, store = load_weights(options.weights), Store("test", options.test)
-    directory = CACHE / f"served-{served.fingerprint(options.weights)}"
-    served.write(served.compare(model, store, directory), options.results)
+    served.write(served.compare(model, store, served_model(options.weights)), options.results)
 
 
 def tune(options: argparse.Namespace) -> None:
@@ -134,6 +134,23 @@ def compare_budgets(options: argparse.Namespace) -> None:
     Store("test", budgets.VIDEOS).fill()
     Store("validation", budgets.VALIDATION).fill()
     budgets.write(budgets.answer(load_weights(options.weights), CACHE), options.results)
+
+
+def drop_inside(options: argparse.Namespace) -> None:
+    """Tokens dropped inside the LLM, in torch and served."""
+    Store("test", inner.VIDEOS).fill()
+    found = inner.answer(load_weights(options.weights), CACHE)
+    directory = served_model(options.weights)
+    found["served"] = inner.serve(directory, directory.with_name(f"{directory.name}-inner.jsonl"))
+    inner.write(found, options.results)
+
+
+def served_model(weights: Path) -> Path:
+    """The directory of the model as vLLM loads it, made if it is not there; in its name what answers depend on."""
+    directory = CACHE / f"served-{served.fingerprint(weights)}"
+    if not (directory / "config.json").exists():
+        build(load_weights(weights), directory)
+    return directory
 
 
 def everything(options: argparse.Namespace) -> None:
@@ -166,6 +183,7 @@ def main() -> int:
         "tune": tune,
         "encoder": encode_less,
         "budgets": compare_budgets,
+        "inner": drop_inside,
     }
     stages[options.stage](options)
     return 0

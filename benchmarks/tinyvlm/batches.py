@@ -169,13 +169,11 @@ def video_tokens(model: TinyVlm, batch: Batch, store: Store) -> Tensor:
     return model.video_tokens(torch.cat(features).to(dtype)).unflatten(0, (len(features), -1)).flatten(1, 2)
 
 
-def states(
-    model: TinyVlm, batch: Batch, video: Tensor, place: Tensor | None = None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Of the videos' tokens [B, T * 49, D] with the questions behind them, states [B, ..., D]: see `TinyVlm.forward`.
+def laid_out(model: TinyVlm, batch: Batch, video: Tensor, place: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The videos' tokens [B, n, D] with the questions behind them, for `TinyVlm.forward`: embeddings, who sees whom,
+    positions.
 
-    ``place``: [T * 49], where each token was in the video that `collate` was told about; None: they are that video.
-    Returns the questions' behind the last layer [B, Q, D], and the videos' of all layers [B, T * 49, D].
+    ``place``: [n], where each token was in the video that `collate` was told about; None: they are that video.
     """
     size = len(video)
     head = model.embed(torch.tensor(encode(USER))).expand(size, -1, -1)
@@ -186,9 +184,19 @@ def states(
     if place is not None:
         before = torch.cat([before[:1], 1 + place, batch.positions[0, :1] - 1])  # <user>, the video, the newline
     positions = torch.cat([before.expand(size, -1), batch.positions], dim=1)
-    layers = model(rows, may_see(batch.block, prefix), positions)
-    start = head.shape[1]
-    return layers[-1][:, prefix:], tuple(layer[:, start : start + video.shape[1]] for layer in layers)
+    return rows, may_see(batch.block, prefix), positions
+
+
+def states(
+    model: TinyVlm, batch: Batch, video: Tensor, place: Tensor | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """States [B, ..., D] of what `laid_out` puts together: see `TinyVlm.forward`.
+
+    Returns the questions' behind the last layer [B, Q, D], and the videos' of all layers [B, n, D].
+    """
+    layers = model(*laid_out(model, batch, video, place))
+    prefix = layers[-1].shape[1] - batch.ids.shape[1]
+    return layers[-1][:, prefix:], tuple(layer[:, 1 : 1 + video.shape[1]] for layer in layers)
 
 
 def question_states(model: TinyVlm, batch: Batch, video: Tensor, place: Tensor | None = None) -> Tensor:

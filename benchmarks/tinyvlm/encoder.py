@@ -34,7 +34,7 @@ from .questions import FAMILIES, Question
 from .scenes import Video, render
 from .stats import interval, mcnemar
 
-VIDEOS = 60
+VIDEOS = 160
 ENCODERS = {
     "all": FlashVidConfig(),
     "0.5": FlashVidConfig(encoder_ratio=0.5),
@@ -73,15 +73,14 @@ def camera(video: Video) -> str:
 
 
 @torch.inference_mode()
-def encode(tower: Any, frames: np.ndarray, position: Tensor) -> tuple[Tensor, Tensor]:
-    """Features [T, 196, 768] and received attention [T, 196], float32, of frames [T, 224, 224, 3] uint8.
+def encode(tower: Any, pixels: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Features [T, 196, 768] and received attention [T, 196], float32, of pixels [T, 3, 224, 224].
 
     ``position`` [T, 196] int64: the frame whose patch stands for each, its own where it is computed.
     """
-    num_frames = len(frames)
+    num_frames = len(pixels)
     everything = position * PATCHES + torch.arange(PATCHES)  # [T, 196] as rows of all
     rows, source = everything.flatten().unique(return_inverse=True)
-    pixels = clip_model.preprocess(frames)
     cut = pixels.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)[rows]
     embeddings = tower.embeddings
     table = embeddings.position_embedding.weight
@@ -158,7 +157,7 @@ def _answer(
         if config.encoder_reuse == "frames":  # a frame attends within itself alone
             features, attention = features[position[:, 0]], attention[position[:, 0]]
         else:
-            features, attention = encode(tower, frames, position)
+            features, attention = encode(tower, clip_model.preprocess(frames), position)
     video = Encoded(model.video_tokens(features), pool(attention))
     entries = []
     for cell in settings():

@@ -24,7 +24,7 @@ from .features import Store
 from .features import fingerprint as features_fingerprint
 from .grid import Cell as Setting
 from .grid import chosen
-from .model import TinyVlm, build
+from .model import TinyVlm
 from .progress import progress
 from .questions import Question
 from .scenes import render
@@ -50,11 +50,9 @@ def fingerprint(weights: Path) -> str:
 def compare(model: TinyVlm, store: Store, directory: Path, count: int = QUESTIONS) -> dict[str, Any]:
     """Ask ``count`` test questions in each setting of RATIOS, served and in torch; goes on where it stopped.
 
-    ``directory``: where the model as vLLM loads it is made; the answers are kept beside it. Returns how many answers
+    ``directory``: the model as vLLM loads it; the answers are kept beside it. Returns how many answers
     agree and how many are right, by positions and ratio, and those that differ.
     """
-    if not (directory / "config.json").exists():
-        build(model, directory)
     asked = chosen(store.split, store.count).items()
     questions = [(number, question) for number, of_it in asked for question in of_it][:count]
     cells = Cells(directory.with_name(f"{directory.name}.jsonl"), _key)
@@ -92,7 +90,7 @@ def _ask(
     ):
         client = server.client()
         for ratio, number, question in todo:
-            there = beside.submit(_there, client, server.model, number, question, ratio)
+            there = beside.submit(ask_server, client, server.model, number, question, ratio)
             here = _here(model, store, number, question, ratio, positions)
             cell = {"positions": positions, "ratio": ratio, "video": number, "question": question.prompt()}
             cells.add(cell | {"answer": question.answer, "torch": here, "vllm": there.result()})
@@ -111,7 +109,7 @@ def _url(number: int) -> str:
     return data_url(render(data.video("test", number)))
 
 
-def _there(client: Any, name: str, number: int, question: Question, ratio: float) -> str:
+def ask_server(client: Any, name: str, number: int, question: Question, ratio: float) -> str:
     content = [
         {"type": "video_url", "video_url": {"url": _url(number)}},
         {"type": "text", "text": question.prompt()},

@@ -30,7 +30,7 @@ from flashvid_vllm.core.budget import plan
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--servers", "plain,best"], "flashvid-encoder-auto, got best"),
+        (["--servers", "plain,best"], "fastv, got best"),
         (["--concurrency", "1,0"], "expected numbers above 0 such as 1,2,4, got '1,0'"),
         (["--rates", "fast"], "expected numbers above 0 such as 1,2,4, got 'fast'"),
         (["--shape", "clip-b-0.1b", "--model", "x"], "--shape makes a model of its own"),

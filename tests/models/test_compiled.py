@@ -17,9 +17,9 @@ pytestmark = [
 ]
 
 
-def answers(llm: Any, video: str = VIDEO) -> list[Any]:
+def answers(llm: Any, video: str = VIDEO, **settings: Any) -> list[Any]:
     prompts = [
-        prompt_of(f"{video}Describe the video.", [Clip(16, 112, 168)], flashvid={"retention_ratio": ratio})
+        prompt_of(f"{video}Describe the video.", [Clip(16, 112, 168)], flashvid={"retention_ratio": ratio, **settings})
         for ratio in (0.25, 0.1, 1)
     ]
     return [tokens_and_logprobs(output) for output in greedy(llm, prompts)]
@@ -39,23 +39,14 @@ def test_the_last_full_attention_block_stays_eager(sharp_model: Path) -> None:
     same_answers(eager, compiled, 0.01)
 
 
-def test_original_positions_in_a_compiled_llm(tmp_path: Path) -> None:
-    """It was traced for positions [3, n], as M-RoPE has them."""
+def test_a_compiled_llm(tmp_path: Path) -> None:
+    """It was traced for positions [3, n], as M-RoPE has them, and gets LLaVA's, those in the whole video. Where tokens
+    are dropped inside it, prefill goes layer by layer and decoding behind it is compiled."""
     family = LLAVA_ONEVISION_ORIGINAL
     directory = family.make(tmp_path / "model")
+    settings = engine_args(retention_ratio=0.25, inner_layer=2, inner_ratio=0.3, **family.settings)
     found = []
     for eager in (True, False):
-        settings = engine_args(retention_ratio=0.25, **family.settings)
         with engine(directory, **settings, enforce_eager=eager) as llm:
-            found.append(answers(llm, family.video))
+            found.append([*answers(llm, family.video), *answers(llm, family.video, inner=False)])
     same_answers(found[0], found[1], family.tolerance)
-
-
-def test_dropping_inside_a_compiled_llm(sharp_model: Path) -> None:
-    """Prefill goes layer by layer where tokens are dropped, decoding behind it is compiled."""
-    found = []
-    for eager in (True, False):
-        settings = engine_args(retention_ratio=0.25, inner_layer=2, inner_ratio=0.3)
-        with engine(sharp_model, **settings, enforce_eager=eager) as llm:
-            found.append(answers(llm))
-    same_answers(found[0], found[1], 2e-5)

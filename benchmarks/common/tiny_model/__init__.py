@@ -25,6 +25,7 @@ from .llava import (
     SIGLIP_SO400M,
     TEXT_01B,
     TEXT_05B,
+    TEXT_28,
     make_llava_onevision,
     make_llava_video,
     make_llava_video_frame,
@@ -54,6 +55,9 @@ KINDS: dict[str, Callable[[], Parts]] = {
     ),
     # for the load benchmarks, of realistic proportions: 0.2 B and 1 B parameters
     "llava_onevision_load": functools.partial(make_llava_onevision, "clip", CLIP_B, TEXT_01B),
+    "llava_onevision_deep": functools.partial(
+        make_llava_onevision, "clip", {**CLIP_B, "num_hidden_layers": 2}, TEXT_28
+    ),
     "llava_onevision_0.5b": functools.partial(make_llava_onevision, "siglip", SIGLIP_SO400M, TEXT_05B),
 }
 

@@ -47,6 +47,14 @@ TEXT_01B: dict[str, Any] = {
     "num_attention_heads": 12,
     "num_key_value_heads": 4,
 }
+# as deep as a model of 7 B, and narrow
+TEXT_28: dict[str, Any] = {
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}
 # llava-hf/llava-onevision-qwen2-0.5b-ov-hf: SigLIP so400m, pooled from 27 x 27 to 14 x 14, and Qwen2 0.5 B.
 # Its embedding table is tied to its head; here the head has weights of its own, as many operations and more memory
 SIGLIP_SO400M: dict[str, Any] = {
