@@ -135,7 +135,11 @@ class FlashVidModel:
             raise ValueError(f"this vision encoder cannot compute some of a video's tokens alone: {reason}")
 
     def measure_longest_video(self) -> None:
-        """Encode and compress what vLLM's own measurement of memory leaves out."""
+        """Encode and compress what vLLM's own measurement of memory leaves out, and reserve what waits in the LLM."""
+        model = self.flashvid_vllm_config.model_config
+        if self.flashvid_inner is not None:
+            device = self.flashvid_vllm_config.device_config.device
+            self.flashvid_inner.reserve(model.max_model_len, model.dtype, device)
         counted, self.flashvid_metrics = self.flashvid_metrics, None
         try:
             encode_longest_video(self)

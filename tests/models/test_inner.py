@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flashvid_vllm.models import base
 from flashvid_vllm.models.inner import metadata, plan, rank, text_model
 
 from ..support.engine import Engines, check, chunked, greedy, prompt_of, same, tokens_and_logprobs
@@ -138,6 +139,38 @@ def test_preempted_requests_answer_as_alone(served: Served) -> None:
                 break
     for index, one in enumerate(alone):
         same(one, outputs[str(index)], served.family.tolerance)
+
+
+def test_start_up_measures_what_waits(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt of the most tokens, hidden states and residuals and keys, twice; real steps have that memory."""
+    if served.family is not QWEN2_5_VL:
+        pytest.skip("the same for every family")
+
+    def measure(model: Any) -> list[int]:
+        model.measure_longest_video()
+        return list(model.flashvid_inner._reserved.shape)
+
+    monkeypatch.setattr(base, "encode_longest_video", lambda model: None)  # has tests of its own
+    hidden, heads, channels = 128, 2, 32
+    assert served.llm.apply_model(measure) == [[2, 4096, 2 * hidden + heads * channels]]
+    greedy(served.llm, [served.prompt("one video")], 2)
+    assert served.llm.apply_model(lambda model: model.flashvid_inner._reserved) == [None]
+
+
+@pytest.mark.longer("another engine")
+def test_off_is_off_to_the_bit(served: Served, engines: Engines, models: Callable[[Family], Path]) -> None:
+    """A request without, of a server that drops tokens inside, against a server that never does."""
+    if served.family is not QWEN2_5_VL:
+        pytest.skip("the same for every family")
+
+    def answers(settings: dict[str, Any] | None) -> list[Any]:
+        outputs = [greedy(llm, [served.prompt(name, settings)], STEPS)[0] for name in CASES]
+        return [tokens_and_logprobs(output) for output in outputs]
+
+    llm = served.llm
+    off = answers({"inner": False})
+    llm = engines(models(served.family), {"retention_ratio": RATIO, **served.family.settings})
+    assert answers(None) == off
 
 
 right_row, right_metadata = plan._row, metadata.packed

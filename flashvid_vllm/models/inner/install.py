@@ -4,6 +4,7 @@
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import inner as hooks
@@ -26,6 +27,8 @@ class Inner:
         self.step: Step | None = None
         self.tracker = Tracker()
         self._visual: Tensor | None = None
+        self._reserved: Tensor | None = None
+        self._width = 0
         self._count = count
 
     def install(self, text: Any) -> None:
@@ -44,10 +47,17 @@ class Inner:
                 )
         for attention in attentions[self.layer :]:
             attention.attn_backend = backend_of_later_layers(attention.attn_backend, self)
+        last = attentions[self.layer - 1]
+        self._width = 2 * text.config.hidden_size + last.num_kv_heads * last.head_size  # of `Tokens`
         kind = type(text)
         text.__class__ = type(kind.__name__, (InnerTextModel, kind), {"__module__": __name__})
         text.flashvid_inner = self
         hooks.plan_on_v1()
+
+    def reserve(self, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+        """While start-up measures memory: what a prompt of ``tokens`` tokens takes whose chunks wait in front of layer
+        K, twice, as it is joined. The first step lets go of it."""
+        self._reserved = torch.empty(2, tokens, self._width, dtype=dtype, device=device)
 
     def prepare(
         self,
@@ -67,6 +77,7 @@ class Inner:
             length, features = prompt_of(request_id)
             return length, videos_of(features)
 
+        self._reserved = None
         self.tracker.forget_all_but(living)
         self.step = Step(self.tracker.plan(step, videos))
 
