@@ -34,7 +34,7 @@ from .questions import FAMILIES, Question
 from .served import SERVER, ask_server
 from .stats import holm, interval, mcnemar
 
-VIDEOS = 60
+VIDEOS = 48
 SERVED_VIDEOS = 40  # some 300 questions
 RATIOS = (0.25, 0.20, 0.15, 0.10, 0.05)
 DEPTH = Size().layers
