@@ -72,8 +72,8 @@ def _status(name: str) -> float:
 def measure(model: Any, device: torch.device, num_frames: int, piece: int) -> tuple[float, float, float]:
     """MiB of a video's pixels, of its features, and the peak beyond the pixels with ``piece`` tokens a call."""
     from flashvid_vllm import FlashVidConfig
-    from flashvid_vllm.models.processor import pack_settings
     from flashvid_vllm.models.processor_cache import FIELD
+    from flashvid_vllm.models.settings_row import pack_settings
 
     side = model.config.vision_config.image_size
     pixels = torch.rand(1, num_frames, 3, side, side, device=device)

@@ -24,9 +24,10 @@ from . import FAMILIES, counting, pieces
 from .inner import rows
 from .inner.install import Inner
 from .measure import encode_longest_video
-from .processor import MEASURE, unpack_settings
+from .processor import MEASURE
 from .processor_cache import FIELD, FULL_EMBEDS, INNER
 from .reuse import take_reuses, why_not
+from .settings_row import unpack_settings
 
 logger = logging.getLogger("vllm.plugins.flashvid")
 _SHOWN = ("method", "retention_ratio", "token_budget", "encoder_ratio", "encoder_reuse")  # in the metrics

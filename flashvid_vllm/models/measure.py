@@ -14,9 +14,10 @@ from ..core.settings import ENCODER_SHARES, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERR
 from . import FAMILIES
 from .encode_less import PIXELS, ROWS, SOURCE
 from .pieces import blocks
-from .processor import MEASURE, pack_settings
+from .processor import MEASURE
 from .processor_cache import FIELD
 from .reuse import why_not
+from .settings_row import pack_settings
 
 
 def encode_longest_video(model: Any) -> None:

@@ -10,11 +10,10 @@ What comes of that then gets the settings: they count the placeholders, enter th
 caches shared between servers and settings stay right), and go to the model beside the pixels, one row a video.
 """
 
-import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,8 +29,8 @@ from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems, VideoProce
 from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails
 from vllm.multimodal.processing.context import InputProcessingContext
 
-from ..core.budget import Budget, plan
-from ..core.config import ENCODER_SETTINGS, INNER_SETTINGS, FlashVidConfig
+from ..core.budget import plan
+from ..core.config import FlashVidConfig
 from ..core.levels import PixelScale
 from ..core.settings import (
     ENABLED,
@@ -49,31 +48,14 @@ from ..core.settings import (
 )
 from . import FAMILIES, pieces
 from .encode_less import encode_less, name_of_pixels
+from .plain_video import PlainVideo, count_tokens, plain_video_of
 from .processor_cache import add_ours, known_updates, name_of
 from .reuse import refuse_rows
+from .settings_row import pack_settings
 
 # On what vLLM measures memory with: encode and compress the longest video as well.
 MEASURE = "flashvid_measure"
-_ROW_BYTES = 512
 _PLAIN = {ENABLED: False}  # compared by identity: also where requests may not change anything
-
-
-def pack_settings(config: FlashVidConfig | None) -> Tensor:
-    """The settings as one uint8 row of JSON: vLLM carries tensors, and casts floats to the model's dtype."""
-    settings = None
-    if config is not None:  # names are what they were without the settings that are off
-        off = (() if config.encodes_less else ENCODER_SETTINGS) + (() if config.inner else INNER_SETTINGS)
-        settings = {name: value for name, value in config.to_dict().items() if name not in off}
-    text = json.dumps(settings).encode()
-    if len(text) > _ROW_BYTES:
-        raise ValueError(f"FlashVID settings of {len(text)} bytes exceed {_ROW_BYTES}: {text!r}")
-    return torch.frombuffer(bytearray(text.ljust(_ROW_BYTES)), dtype=torch.uint8)
-
-
-def unpack_settings(row: Tensor) -> FlashVidConfig | None:
-    """The inverse of `pack_settings`; None: this video stays as it is."""
-    settings = json.loads(bytes(row.flatten().tolist()))
-    return FlashVidConfig(**settings) if settings is not None else None
 
 
 class _ContextWithoutOurKey(InputProcessingContext):
@@ -104,22 +86,6 @@ class FlashVidInfo:
             self.flashvid_length = ctx.model_config.max_model_len
             ctx = _ContextWithoutOurKey(ctx.model_config, ctx.tokenizer)
         super().__init__(ctx)  # type: ignore[call-arg]
-
-
-@dataclass
-class PlainVideo(PromptUpdateDetails):
-    """What stands for a video in an uncompressed prompt, and what it takes to shorten it: ``num_frames`` temporal
-    positions of ``tokens_per_frame`` visual tokens, the item's small ``fields`` without its pixels, and how many of its
-    ids are ``embeds``. vLLM keeps it beside the video wherever that is cached."""
-
-    num_frames: int = 0
-    tokens_per_frame: int = 0
-    fields: MultiModalKwargsItem = field(default_factory=MultiModalKwargsItem)
-    embeds: int = 0
-
-    def is_compressed_by(self, config: FlashVidConfig | None) -> bool:
-        """Whether anything is dropped or merged."""
-        return config is not None and not plan(self.num_frames, self.tokens_per_frame, config).is_identity
 
 
 @dataclass(frozen=True)
@@ -369,19 +335,6 @@ class FlashVidProcessor:
         token = self.video_token()
         layout = self.video_layout(video.fields, [kept] + [0] * (video.num_frames - 1))
         return replace(update, content=PromptUpdateDetails.from_seq(sorted(layout, key=lambda i: i != token)))
-
-
-def plain_video_of(updates: Sequence[Any]) -> PlainVideo:
-    """What vLLM has cached beside a video: of its prompt updates the one there is."""
-    (update,) = updates
-    assert isinstance(update.content, PlainVideo)
-    return update.content
-
-
-def count_tokens(config: FlashVidConfig | None, num_frames: int, tokens_per_frame: int) -> int:
-    """Placeholders of a video of ``num_frames`` x ``tokens_per_frame`` visual tokens; None: it stays as it is."""
-    budget: Budget | None = plan(num_frames, tokens_per_frame, config) if config else None
-    return budget.tokens if budget else num_frames * tokens_per_frame
 
 
 def _refuse_embeddings(mm_items: Any, config: FlashVidConfig | None) -> None:

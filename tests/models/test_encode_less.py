@@ -16,9 +16,9 @@ from flashvid_vllm.core.config import ENCODER_SETTINGS, INNER_SETTINGS, FlashVid
 from flashvid_vllm.core.levels import PixelScale
 from flashvid_vllm.models import pieces
 from flashvid_vllm.models.encode_less import PIXELS, ROWS, SOURCE
-from flashvid_vllm.models.processor import pack_settings, unpack_settings
 from flashvid_vllm.models.processor_cache import FIELD
 from flashvid_vllm.models.reuse import take_reuses
+from flashvid_vllm.models.settings_row import pack_settings, unpack_settings
 
 from ..serving.test_processor_cache import Pipe, cached_and_not, same, sent_alike
 from ..support.engine import Clip

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from flashvid_vllm.models.processor import count_tokens, unpack_settings
+from flashvid_vllm.models.plain_video import count_tokens
 from flashvid_vllm.models.processor_cache import FIELD
+from flashvid_vllm.models.settings_row import unpack_settings
 
 from ..support.engine import Clip, Engines, check, chunked, engine, greedy, picture, prompt_of, record_positions
 from ..support.families import (

@@ -20,8 +20,9 @@ from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.core.budget import plan
 from flashvid_vllm.models import base, measure
 from flashvid_vllm.models.pieces import encode_in_pieces, longest_video
-from flashvid_vllm.models.processor import MEASURE, pack_settings
+from flashvid_vllm.models.processor import MEASURE
 from flashvid_vllm.models.processor_cache import FIELD, FULL_EMBEDS
+from flashvid_vllm.models.settings_row import pack_settings
 from flashvid_vllm.ops import pipeline, triton_backend
 
 from ..support.engine import Clip, greedy, prompt_of

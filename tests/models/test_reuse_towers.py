@@ -19,8 +19,8 @@ from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.core.reuse import Reuse
 from flashvid_vllm.models import reuse as reuse_module
 from flashvid_vllm.models.families import llava, mrope_encoder
-from flashvid_vllm.models.processor import pack_settings
 from flashvid_vllm.models.processor_cache import FIELD
+from flashvid_vllm.models.settings_row import pack_settings
 
 from ..support.families import LLAVA_ONEVISION, LLAVA_ONEVISION_CLIP, QWEN2_5_VL, QWEN3_5, QWEN3_VL, Family
 from ..support.reuse import Video, frame_reuse, noise, random_reuse, still

@@ -15,8 +15,8 @@ pytest.importorskip("vllm")
 
 from flashvid_vllm import engine_args
 from flashvid_vllm.core.settings import KEY, MAX_VIDEO_TOKENS
-from flashvid_vllm.models.processor import unpack_settings
 from flashvid_vllm.models.processor_cache import FIELD
+from flashvid_vllm.models.settings_row import unpack_settings
 
 from ..support.engine import VIDEO, Clip, greedy, prompt_of, tokens_and_logprobs
 from ..support.families import LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, Family

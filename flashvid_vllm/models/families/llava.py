@@ -25,8 +25,9 @@ from ..attention import frame_attention, watch_attention
 from ..encode_less import SOURCE
 from ..full_positions import FullPositionsModel
 from ..pieces import encode_in_pieces
+from ..plain_video import PlainVideo, plain_video_of
 from ..positions import append_positions
-from ..processor import FlashVidProcessor, PlainVideo, Request, plain_video_of
+from ..processor import FlashVidProcessor, Request
 from ..reuse import copied, part, whole_frames
 from ..upload import upload
 from .llava_rows import RowsTower, frames_of

@@ -16,8 +16,9 @@ from ...core.config import FlashVidConfig
 from ...core.levels import merged_rows
 from ...core.settings import ENABLED, KEY
 from ..full_positions import FullPositionsModel
+from ..plain_video import plain_video_of
 from ..positions import CHANNELS, LAST_DELTA, LIMIT, append_positions
-from ..processor import FlashVidProcessor, Request, plain_video_of
+from ..processor import FlashVidProcessor, Request
 from ..separators import append_text, embed_text, take_text
 from ..upload import upload
 from .mrope_encoder import MRopeEncoder, grid_of
