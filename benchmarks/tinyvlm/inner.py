@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Tokens dropped inside the LLM: FlashVID's hybrid and FastV against compression before the LLM alone, at equal R.
 
-R is the mean over the LLM's layers. Its layers run one by one, a question at a time behind the video; from layer K on
-nobody sees the tokens that the prompt's last token attended to least in layer K - 1: what the plugin does on vLLM's KV
-cache, written a second time.
+R is the mean over the LLM's layers. FastV's is what is left behind its K layers, as its paper counts.
 """
 
 import json
@@ -13,17 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.core.budget import Budget, plan
 
-from ..common.record import Cells
+from ..common.record import Cells, fingerprint
 from ..common.server import VllmServer
-from . import answers
-from .batches import IGNORED, Batch, Sample, collate, laid_out
+from . import answers, inside
 from .encoder import asked
 from .evaluate import answers_in, results_file
 from .features import Store
@@ -55,13 +49,18 @@ def hybrid(layer: int, left: float) -> str:
     return f"hybrid {layer}, {left:g}"
 
 
+def _more() -> float:
+    """How many times R enters with PAPERS."""
+    layer, left = PAPERS
+    return DEPTH / (layer + left * (DEPTH - layer))
+
+
 def config(name: str, ratio: float) -> FlashVidConfig:
     """The settings of a row of the tables."""
     if name == BEFORE:
         return FlashVidConfig(ratio)
-    layer, left = PAPERS
     if name == SAME_KV:
-        return FlashVidConfig(round(ratio * DEPTH / (layer + left * (DEPTH - layer)), 6))
+        return FlashVidConfig(round(ratio * _more(), 6))
     for layer, left in HYBRIDS:
         if name == hybrid(layer, left):
             return FlashVidConfig(ratio, inner=True, inner_layer=layer, inner_ratio=left, inner_depth=DEPTH)
@@ -95,66 +94,14 @@ def cells() -> list[Cell]:
     ]
 
 
-@torch.no_grad()
-def right(
-    model: TinyVlm,
-    tokens: Tensor,
-    questions: Sequence[Question],
-    layer: int,
-    kept: int,
-    place: Tensor | None,
-    whole: int,
-) -> list[bool]:
-    """As `answers.right`, where from ``layer`` on ``kept`` of the ``tokens`` are left, for each question others."""
-    batch = collate([Sample(0, [], [q]) for q in questions], video=len(tokens) if place is None else whole)
-    best = model.head(question_states(model, batch, tokens, layer, kept, place)).argmax(-1)
-    wrong = (best != batch.targets) & (batch.targets != IGNORED)
-    return [not bool(row.any()) for row in wrong]
-
-
-def question_states(
-    model: TinyVlm, batch: Batch, tokens: Tensor, layer: int, kept: int, place: Tensor | None
-) -> Tensor:
-    """Last hidden states [B, Q, D] of a batch of one question each behind the tokens [n, D] of the same video."""
-    rows, seen, positions = laid_out(model, batch, tokens.expand(len(batch.ids), -1, -1), place)
-    text = model.language_model.model
-    turned = text.rotary_emb(rows, positions)
-    prefix = rows.shape[1] - batch.ids.shape[1]
-    last = prefix + (batch.targets != IGNORED).int().argmax(1)  # it gives the answer's first token
-    hidden = rows
-    for index, block in enumerate(text.layers):
-        then = seen
-        if index == layer - 1:
-            received = attention_of_last(block, hidden, turned, seen, last)[:, 1 : 1 + len(tokens)]
-            gone = received.sort(descending=True, stable=True).indices[:, kept:]
-            then = seen.clone()
-            then[torch.arange(len(rows))[:, None], 0, :, 1 + gone] = False
-        hidden = block(hidden, attention_mask=seen, position_ids=positions, position_embeddings=turned)
-        seen = then
-    states: Tensor = text.norm(hidden)[:, prefix:]
-    return states
-
-
-def attention_of_last(block: Any, hidden: Tensor, turned: tuple[Tensor, Tensor], seen: Tensor, last: Tensor) -> Tensor:
-    """What token ``last`` [B] of each row attends to in a layer with input [B, L, D], mean over its heads: [B, L]."""
-    attention, x = block.self_attn, block.input_layernorm(hidden)
-    query, key = (
-        projection(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-        for projection in (attention.q_proj, attention.k_proj)
-    )
-    query, key = apply_rotary_pos_emb(query, key, *turned)
-    one = torch.arange(len(x))
-    logits = torch.einsum("bhd,bhld->bhl", query[one, :, last], key) * attention.scaling
-    return logits.masked_fill(~seen[one, 0, last][:, None], float("-inf")).softmax(-1).mean(1)
-
-
 def answer(model: TinyVlm, root: Path, videos: int = VIDEOS) -> dict[str, Any]:
     """Cell -> a string, "1" for each question about the first ``videos`` test videos that is answered right, and the
     share of the tokens that enters the LLM; goes on where it stopped. Raises RuntimeError without the features."""
     store, questions, grid = Store("test", videos, root), asked(videos), cells()
     store.require()
     path = results_file(model, "test", questions, root)
-    found = answers_in(path.with_stem(f"inner-{path.stem}"))
+    code = fingerprint([Path(inside.__file__)])
+    found = answers_in(path.with_stem(f"inner-{code}-{path.stem}"))
     todo = {n: [cell for cell in grid if (cell.key, n) not in found.known] for n in questions}
     with progress("inside the LLM", sum(map(len, todo.values()))) as advance:
         for number, settings in todo.items():
@@ -173,7 +120,7 @@ def _answer(model: TinyVlm, video: answers.Encoded, cell: Cell, questions: Seque
     budget, chosen = cell.budget(video), cell.config
     assert chosen is not None
     tokens, place = cell.tokens(video)
-    found = right(model, tokens, questions, chosen.inner_layer or DEPTH, budget.inner_tokens, place, whole)
+    found = inside.right(model, tokens, questions, chosen.inner_layer or DEPTH, budget.inner_tokens, place, whole)
     return {"right": found, "entering": budget.tokens / whole}
 
 
@@ -187,7 +134,7 @@ def _together(found: Cells, grid: Sequence[Cell], questions: dict[int, list[Ques
 def serve(directory: Path, cells_file: Path, videos: int = SERVED_VIDEOS) -> dict[str, str]:
     """The same questions to `vllm serve` with the plugin: server@ratio -> a string as from `answer`; goes on where it
     stopped. ``directory``: the model as `model.build` makes it."""
-    found = Cells(cells_file, lambda cell: (cell["server"], cell["ratio"], cell["video"]))
+    found = Cells(cells_file, lambda cell: (cell["server"], cell["settings"], cell["ratio"], cell["video"]))
     todo = list(_todo(found, videos))
     with progress("served", len(todo)) as advance:
         for server, settings in SERVED.items():
@@ -200,17 +147,22 @@ def serve(directory: Path, cells_file: Path, videos: int = SERVED_VIDEOS) -> dic
                     line = "".join(
                         str(int(ask_server(client, running.model, number, q, ratio) == q.answer)) for q in questions
                     )
-                    found.add({"server": server, "ratio": ratio, "video": number, "right": line})
+                    named = {"server": server, "settings": json.dumps(settings), "ratio": ratio, "video": number}
+                    found.add({**named, "right": line})
                     advance()
-    lines = {(cell["server"], cell["ratio"], cell["video"]): cell["right"] for cell in found.cells}
-    return {f"{s}@{r:g}": "".join(lines[s, r, n] for n in asked(videos)) for s in SERVED for r in SERVED_RATIOS}
+    lines = {found.key(cell): cell["right"] for cell in found.cells}
+    return {
+        f"{server}@{ratio:g}": "".join(lines[server, json.dumps(settings), ratio, n] for n in asked(videos))
+        for server, settings in SERVED.items()
+        for ratio in SERVED_RATIOS
+    }
 
 
 def _todo(found: Cells, videos: int) -> Iterator[tuple[str, float, int, list[Question]]]:
-    for server in SERVED:
+    for server, settings in SERVED.items():
         for ratio in SERVED_RATIOS:
             for number, questions in asked(videos).items():
-                if (server, ratio, number) not in found.known:
+                if (server, json.dumps(settings), ratio, number) not in found.known:
                     yield server, ratio, number, questions
 
 
@@ -225,7 +177,9 @@ def markdown(found: dict[str, Any]) -> str:
         f"{len(pairs)} questions about the first {found['videos']} test videos, in percent, all tokens "
         f"{_percent(lines[f'{PLAIN}@1'])}.",
         f"The LLM has {DEPTH} layers, R is the mean over them. **enter**: the share of a video that enters the LLM",
-        "and that the KV cache holds. `hybrid K, r`: behind K layers r of them are left. `fastv K` counts as its",
+        "and that the KV cache holds. `hybrid K, r`: behind K layers r of them are left;",
+        f"`{SAME_KV}`: as many enter (or one fewer) and all stay, so that its mean is",
+        f"{_more():.2f} R. `fastv K` counts as its",
         f"paper does, all enter and R of them are left behind K layers: the mean at 10 % is {_mean(FASTV[0])} and",
         f"{_mean(FASTV[1])}. Difference: from `{BEFORE}` at the same R, on the same questions, with its 95 % interval",
         "(bootstrap over videos), * where McNemar's p is below 0.05 after Holm's correction over the table.",
@@ -242,7 +196,7 @@ def markdown(found: dict[str, Any]) -> str:
             "The first of these questions to `vllm serve` with the plugin, `positions` consecutive:",
             "",
         ]
-        text += ["| | in torch | served | as many agree |", "|---|---:|---:|---:|"]
+        text += ["| | in torch | served | right or wrong alike |", "|---|---:|---:|---:|"]
         for key, line in served.items():
             name, ratio = key.split("@")
             own = lines[f"{hybrid(*PAPERS) if name == 'hybrid' else f'fastv {FASTV[0]}'}@{ratio}"]

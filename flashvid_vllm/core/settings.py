@@ -149,7 +149,7 @@ def resolve(
 
 
 def in_force(server: Mapping[str, Any], preset: Mapping[str, Any]) -> FlashVidConfig:
-    """The settings in force for a request that says nothing, or on a server that has compression off asks for it."""
+    """The settings in force for a request that says nothing, or that turns on what the server has off."""
     config = resolve({**server, ENABLED: True}, None, preset)
     assert config is not None
     return config

@@ -19,7 +19,16 @@ from ..core.budget import plan
 from ..core.compress import CompressedVideo, compress
 from ..core.config import FlashVidConfig
 from ..core.reuse import Reuse
-from ..core.settings import BACKEND, ENABLED, INNER_LAYER, KEY, MAX_VIDEO_TOKENS, REQUEST_OVERRIDES, in_force
+from ..core.settings import (
+    BACKEND,
+    ENABLED,
+    INNER_LAYER,
+    INNER_RATIO,
+    KEY,
+    MAX_VIDEO_TOKENS,
+    REQUEST_OVERRIDES,
+    in_force,
+)
 from . import FAMILIES, counting, pieces
 from .inner import rows
 from .inner.install import Inner
@@ -137,10 +146,10 @@ class FlashVidModel:
 
     def measure_longest_video(self) -> None:
         """Encode and compress what vLLM's own measurement of memory leaves out, and reserve what waits in the LLM."""
-        model = self.flashvid_vllm_config.model_config
+        config = self.flashvid_vllm_config
         if self.flashvid_inner is not None:
-            device = self.flashvid_vllm_config.device_config.device
-            self.flashvid_inner.reserve(model.max_model_len, model.dtype, device)
+            settings = config.model_config.multimodal_config.mm_processor_kwargs[KEY]
+            self.flashvid_inner.reserve(config, settings.get(INNER_RATIO))
         counted, self.flashvid_metrics = self.flashvid_metrics, None
         try:
             encode_longest_video(self)

@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 
 from transformers import Qwen2ForCausalLM
 
-from benchmarks.tinyvlm import answers, batches, inner, tokens
+from benchmarks.tinyvlm import answers, batches, inner, inside, tokens
 from benchmarks.tinyvlm.model import TinyVlm
 from benchmarks.tinyvlm.questions import Question
 from benchmarks.tinyvlm.report import RESULTS
@@ -70,7 +70,7 @@ def taken_away(model: TinyVlm, video: Tensor, question: Question, kept: int) -> 
 def test_what_is_masked_might_as_well_be_taken_away(model: TinyVlm, video: Tensor) -> None:
     asked = questions()
     batch = batches.collate([batches.Sample(0, [], [question]) for question in asked], video=len(video))
-    ours = inner.question_states(model, batch, video, 1, 9, None)
+    ours = inside.question_states(model, batch, video, 1, 9, None)
     for row, question in zip(ours, asked, strict=True):
         expected = taken_away(model, video, question, 9)
         torch.testing.assert_close(row[: len(expected)], expected, rtol=1e-4, atol=1e-4)
@@ -78,9 +78,17 @@ def test_what_is_masked_might_as_well_be_taken_away(model: TinyVlm, video: Tenso
         assert (whole - expected).abs().max() > 0.01  # the drop is seen
 
 
-def test_of_all_tokens_it_is_the_answer_without(model: TinyVlm, video: Tensor) -> None:
-    asked = [question for of_it in inner.asked(3).values() for question in of_it]
-    assert inner.right(model, video, asked, 1, len(video), None, 0) == answers.right(model, video, asked)
+@pytest.mark.parametrize("spread", [False, True])
+def test_of_all_tokens_it_is_what_training_sees(model: TinyVlm, video: Tensor, spread: bool) -> None:
+    """One question a row, with positions of their own where the video was longer."""
+    place, whole = (3 * torch.arange(len(video)), 3 * len(video)) if spread else (None, len(video))
+    batch = batches.collate([batches.Sample(0, [], [question]) for question in questions()], video=whole)
+    ours = inside.question_states(model, batch, video, 1, len(video), place)
+    theirs = batches.question_states(model, batch, video.expand(2, -1, -1), place)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    if spread:
+        consecutive = batches.question_states(model, batch, video.expand(2, -1, -1), torch.arange(len(video)))
+        assert (ours - consecutive).abs().max() > 0.01  # positions count
 
 
 def test_budgets_are_equal_on_the_mean() -> None:

@@ -142,19 +142,23 @@ def test_preempted_requests_answer_as_alone(served: Served) -> None:
 
 
 def test_start_up_measures_what_waits(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt of the most tokens, hidden states and residuals and keys, twice; real steps have that memory."""
+    """The longest prompt that is let in, hidden states and residuals and keys, twice; real steps have that memory."""
     if served.family is not QWEN2_5_VL:
         pytest.skip("the same for every family")
+    monkeypatch.setattr(base, "encode_longest_video", lambda model: None)  # has tests of its own
 
-    def measure(model: Any) -> list[int]:
+    def measured(model: Any) -> list[int]:
         model.measure_longest_video()
         return list(model.flashvid_inner._reserved.shape)
 
-    monkeypatch.setattr(base, "encode_longest_video", lambda model: None)  # has tests of its own
-    hidden, heads, channels = 128, 2, 32
-    assert served.llm.apply_model(measure) == [[2, 4096, 2 * hidden + heads * channels]]
+    (model,) = served.llm.apply_model(lambda model: model)
+    hidden, heads, channels, most = 128, 2, 32, 4096
+    width = 2 * hidden + heads * channels
+    assert measured(model) == [2, most, width]  # a step takes as much
+    monkeypatch.setattr(model.flashvid_vllm_config.scheduler_config, "max_num_batched_tokens", 400)
+    assert measured(model) == [2, 1334, width]  # of more than 400 / 0.3 more than 400 would be left
     greedy(served.llm, [served.prompt("one video")], 2)
-    assert served.llm.apply_model(lambda model: model.flashvid_inner._reserved) == [None]
+    assert model.flashvid_inner._reserved is None
 
 
 @pytest.mark.longer("another engine")

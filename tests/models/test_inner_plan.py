@@ -127,7 +127,6 @@ def test_a_backend_of_their_own_for_each_worker() -> None:
         def get_builder_cls() -> Any:
             return SimpleNamespace
 
-    inner = SimpleNamespace
-    one = metadata.backend_of_later_layers(Backend, inner)
-    assert one is metadata.backend_of_later_layers(Backend, inner)
+    one, other = (metadata.backend_of_later_layers(Backend, SimpleNamespace()) for _ in range(2))
+    assert one is not other  # of the next model in this process
     assert (one.__module__, one.__qualname__) != (Backend.__module__, Backend.__qualname__)

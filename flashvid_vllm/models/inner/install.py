@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Put into a model, when it is made: its layers from K on get a backend of their own, the class around them a mixin."""
 
+import math
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
@@ -45,8 +46,10 @@ class Inner:
                     f"tokens can be dropped inside the LLM with the attention backends {', '.join(BACKENDS)}, and this "
                     f"model has {name}; choose one with --attention-backend, or leave inner_layer and inner out"
                 )
-        for attention in attentions[self.layer :]:
-            attention.attn_backend = backend_of_later_layers(attention.attn_backend, self)
+        later = attentions[self.layer :]
+        made = {backend: backend_of_later_layers(backend, self) for backend in {one.attn_backend for one in later}}
+        for attention in later:
+            attention.attn_backend = made[attention.attn_backend]
         last = attentions[self.layer - 1]
         self._width = 2 * text.config.hidden_size + last.num_kv_heads * last.head_size  # of `Tokens`
         kind = type(text)
@@ -54,10 +57,21 @@ class Inner:
         text.flashvid_inner = self
         hooks.plan_on_v1()
 
-    def reserve(self, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
-        """While start-up measures memory: what a prompt of ``tokens`` tokens takes whose chunks wait in front of layer
-        K, twice, as it is joined. The first step lets go of it."""
-        self._reserved = torch.empty(2, tokens, self._width, dtype=dtype, device=device)
+    def reserve(self, config: Any, ratio: float | None) -> None:
+        """While start-up measures memory: what the longest prompt whose chunks wait takes, twice, as it is joined.
+
+        The first step lets go of it.
+
+        Args:
+            config: vLLM's.
+            ratio: share of a video that is left inside [r], None where requests choose it. With it no prompt comes of
+                which more than a step's tokens would be left.
+        """
+        tokens = config.model_config.max_model_len
+        if ratio is not None:
+            tokens = min(tokens, math.ceil(config.scheduler_config.max_num_batched_tokens / ratio))
+        options = {"dtype": config.model_config.dtype, "device": config.device_config.device}
+        self._reserved = torch.empty(2, tokens, self._width, **options)
 
     def prepare(
         self,

@@ -6,7 +6,6 @@ that a causal mask goes by, and that stays. A backend of their own, of the same 
 their own: vLLM groups layers by the name of their backend.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -58,7 +57,6 @@ def packed(common: Any, plan: Plan, block_size: int) -> Any:
     )
 
 
-@functools.cache
 def backend_of_later_layers(backend: Any, inner: Any) -> Any:
     """A subclass of the attention ``backend`` for the layers from K on; ``inner``: the worker's `Inner`."""
     builder = backend.get_builder_cls()

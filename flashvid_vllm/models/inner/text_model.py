@@ -114,13 +114,15 @@ class InnerTextModel:
             hidden = torch.cat([source.hidden[index] for source, index, _ in taken])
             residual = torch.cat([source.residual[index] for source, index, _ in taken])
             positions = torch.cat([source.positions[..., index] for source, index, _ in taken], dim=-1)
+            target = torch.cat([target for _, _, target in taken])
+            del rows, taken  # of whole prompts
             context = get_forward_context()
             padding, context.is_padding = context.is_padding, None  # of the tokens before
             for layer in later:
                 hidden, residual = layer(positions, hidden, residual)
             context.is_padding = padding
             hidden, _ = model.norm(hidden, residual)
-            out.index_copy_(0, torch.cat([target for _, _, target in taken]), hidden)
+            out.index_copy_(0, target, hidden)
         return out[:-1]
 
     def _row(self, row: Row, tokens: Tokens, query: Tensor, attention: Any) -> tuple[Tokens, Tensor, Tensor] | None:
