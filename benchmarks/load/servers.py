@@ -159,6 +159,8 @@ def environment(target: Target) -> dict[str, str]:
     """Variables for `vllm serve`: the worker must find its extension, and tell what it measured."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": path}
+    # vLLM's 300 s are less than a step of the larger shape takes on some CPUs
+    variables["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"] = os.environ.get("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "3600")
     # a real model on a CPU needs more than the 1 GiB that does for these shapes; a GPU does not read this
     if target.shape is None and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
         variables["VLLM_CPU_KVCACHE_SPACE"] = "4"

@@ -41,7 +41,7 @@ SERVED = {
     "hybrid": {"inner_layer": PAPERS[0], "inner_ratio": PAPERS[1]},
     "fastv": {"method": "fastv", "inner_layer": FASTV[0]},
 }
-SERVED_RATIOS = (0.25, 0.10)
+SERVED_RATIOS = {"hybrid": (0.25, 0.10), "fastv": (0.10,)}
 
 
 def hybrid(layer: int, left: float) -> str:
@@ -154,13 +154,13 @@ def serve(directory: Path, cells_file: Path, videos: int = SERVED_VIDEOS) -> dic
     return {
         f"{server}@{ratio:g}": "".join(lines[server, json.dumps(settings), ratio, n] for n in asked(videos))
         for server, settings in SERVED.items()
-        for ratio in SERVED_RATIOS
+        for ratio in SERVED_RATIOS[server]
     }
 
 
 def _todo(found: Cells, videos: int) -> Iterator[tuple[str, float, int, list[Question]]]:
     for server, settings in SERVED.items():
-        for ratio in SERVED_RATIOS:
+        for ratio in SERVED_RATIOS[server]:
             for number, questions in asked(videos).items():
                 if (server, json.dumps(settings), ratio, number) not in found.known:
                     yield server, ratio, number, questions
@@ -176,13 +176,13 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         f"{len(pairs)} questions about the first {found['videos']} test videos, in percent, all tokens "
         f"{_percent(lines[f'{PLAIN}@1'])}.",
-        f"The LLM has {DEPTH} layers, R is the mean over them. **enter**: the share of a video that enters the LLM",
-        "and that the KV cache holds. `hybrid K, r`: behind K layers r of them are left;",
-        f"`{SAME_KV}`: as many enter (or one fewer) and all stay, so that its mean is",
-        f"{_more():.2f} R. `fastv K` counts as its",
-        f"paper does, all enter and R of them are left behind K layers: the mean at 10 % is {_mean(FASTV[0])} and",
-        f"{_mean(FASTV[1])}. Difference: from `{BEFORE}` at the same R, on the same questions, with its 95 % interval",
-        "(bootstrap over videos), * where McNemar's p is below 0.05 after Holm's correction over the table.",
+        f"The LLM has {DEPTH} layers, R is the mean over them. **enter**: the share of a video that enters the LLM, which",
+        "is what the KV cache holds. `hybrid K, r`: behind K layers r of them are left.",
+        f"`{SAME_KV}`: as many enter (or one fewer) and all stay, so",
+        f"that its mean is {_more():.2f} R. `fastv K` counts as its paper does: all enter, R of them are left behind K",
+        f"layers; the mean at 10 % is {_mean(FASTV[0])} and {_mean(FASTV[1])}. Difference: from `{BEFORE}` at the same R,",
+        "on the same questions, with its 95 % interval (bootstrap over videos), * where McNemar's p is below 0.05 after",
+        "Holm's correction over the table.",
         "`python -m benchmarks.tinyvlm inner` makes this page and [its answers](inner.json).",
         "",
     ]
