@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.longer("two engines in processes of their own")]
+
+ROOT = Path(__file__).parents[2]
 
 # what was imported until a fork is every fork's
 FORKS = """
@@ -63,16 +65,16 @@ def printed(sharp_model: Path) -> list[str]:
     """What each fork printed."""
     done = subprocess.run(
         [sys.executable, "-c", FORKS, str(sharp_model)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        timeout=300, cwd=Path(__file__).parents[2],
+        timeout=300, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout.split("NEXT\n")[1:]
 
 
 def result(text: str) -> tuple[dict[str, Any], str]:
-    """An engine's result, and all else that it printed."""
+    """An engine's result, and all else that it printed, but for where this clone lies."""
     line = next(line for line in text.splitlines() if line.startswith("RESULT "))
-    return json.loads(line.removeprefix("RESULT ")), text.replace(line, "")
+    return json.loads(line.removeprefix("RESULT ")), text.replace(line, "").replace(str(ROOT), "")
 
 
 def test_the_same_bits_as_without_the_plugin(printed: list[str]) -> None:
