@@ -24,7 +24,7 @@ from .grid import PLAIN, Cell, chosen
 from .model import TinyVlm
 from .questions import FAMILIES
 from .residuals import CHANGES, compress
-from .stats import holm, interval, mcnemar
+from .stats import holm, interval, mcnemar, percent
 
 VIDEOS, VALIDATION = 57, 16  # of the test split and for the ablation, from the first
 RATIOS = (0.25, 0.15, 0.10, 0.05)
@@ -107,7 +107,7 @@ def markdown(found: dict[str, Any]) -> str:
         "# Budgets that follow the video",
         "",
         f"{len(asked.family)} questions about the first {found['test']['videos']} test videos, in percent; all",
-        f"tokens {_percent(plain)}. Questions by family: {counts}.",
+        f"tokens {percent(plain)}. Questions by family: {counts}.",
         f"`- other`: {OURS} minus that setting on the same questions, with its 95 % interval (bootstrap over videos),",
         "and McNemar's p after Holm's correction over the settings of a table. By family: the setting's own accuracy,",
         f"with * where the interval of {OURS} minus it is above 0, with - where it is below. `adaptive` was chosen on",
@@ -174,7 +174,7 @@ def _table(asked: Asked, positions: str, ratio: float) -> list[str]:
     ]
     for name in sorted(right, key=lambda name: -right[name].mean()):
         difference = right[OURS].astype(float) - right[name]
-        shown = [name, _percent(right[name]), "", ""]
+        shown = [name, percent(right[name]), "", ""]
         if name in p:
             low, high = (100 * x for x in interval(difference, asked.video))
             shown[2:] = [f"{100 * difference.mean():+.1f} ({low:+.1f} to {high:+.1f})", f"{p[name]:.2g}"]
@@ -184,10 +184,6 @@ def _table(asked: Asked, positions: str, ratio: float) -> list[str]:
             shown.append(f"{100 * right[name][of_it].mean():.0f}{'*' if low > 0 else '-' if high < 0 else ''}")
         lines.append(f"| {' | '.join(shown)} |")
     return lines
-
-
-def _percent(right: np.ndarray) -> str:
-    return f"{100 * right.mean():.1f}"
 
 
 def write(found: dict[str, Any], folder: Path) -> None:

@@ -26,7 +26,7 @@ from .model import Size, TinyVlm
 from .progress import progress
 from .questions import FAMILIES, Question
 from .served import SERVER, ask_server
-from .stats import holm, interval, mcnemar
+from .stats import holm, interval, mcnemar, percent
 
 VIDEOS = 48
 SERVED_VIDEOS = 40  # some 300 questions
@@ -175,7 +175,7 @@ def markdown(found: dict[str, Any]) -> str:
         "# Inside the LLM",
         "",
         f"{len(pairs)} questions about the first {found['videos']} test videos, in percent, all tokens "
-        f"{_percent(lines[f'{PLAIN}@1'])}.",
+        f"{percent(lines[f'{PLAIN}@1'])}.",
         f"The LLM has {DEPTH} layers, R is the mean over them. **enter**: the share of a video that enters it, and",
         "that the KV cache holds. `hybrid K, r`: behind K layers r of them are left.",
         f"`{SAME_KV}`: as many enter (or one fewer) and all stay, so",
@@ -202,7 +202,7 @@ def markdown(found: dict[str, Any]) -> str:
             own = lines[f"{hybrid(*PAPERS) if name == 'hybrid' else f'fastv {FASTV[0]}'}@{ratio}"]
             there = np.array([c == "1" for c in line])
             own = own[: len(there)]
-            row = [f"{name}, {float(ratio):.0%}", _percent(own), _percent(there)]
+            row = [f"{name}, {float(ratio):.0%}", percent(own), percent(there)]
             text.append(f"| {' | '.join(row)} | {(own == there).sum()} of {len(own)} |")
         text.append("")
     return "\n".join(text)
@@ -222,7 +222,7 @@ def _table(
         shown = [name]
         for ratio in RATIOS:
             x, y = rows[name, ratio], rows[BEFORE, ratio]
-            cell = _percent(x)
+            cell = percent(x)
             if name != BEFORE:
                 difference = x.astype(float) - y
                 low, high = (100 * bound for bound in interval(difference, video))
@@ -251,10 +251,6 @@ def _by_family(lines: dict[str, np.ndarray], family: np.ndarray) -> list[str]:
 def _mean(layer: int, ratio: float = 0.10) -> str:
     """FastV's, over the layers."""
     return f"{(layer + (DEPTH - layer) * ratio) / DEPTH:.1%}"
-
-
-def _percent(right: np.ndarray) -> str:
-    return f"{100 * right.mean():.1f}"
 
 
 def write(found: dict[str, Any], folder: Path) -> None:

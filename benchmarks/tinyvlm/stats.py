@@ -38,3 +38,8 @@ def holm(p: dict[str, float]) -> dict[str, float]:
         largest = max(largest, min(1.0, (len(p) - rank) * p[name]))
         corrected[name] = largest
     return corrected
+
+
+def percent(right: np.ndarray) -> str:
+    """The accuracy of [n] bool, as tables have it."""
+    return f"{100 * right.mean():.1f}"
