@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from . import __doc__, budgets, data, encoder, inner, report, served, tuned
+from . import __doc__, budgets, data, encoder, inner, report, served, tuned, wide
 from .backgrounds import Split
-from .blind import text_only
+from .blind import Result, text_only
 from .evaluate import evaluate, evaluate_variants
 from .features import CACHE, Store
 from .model import WEIGHTS, Size, build, load_weights
@@ -32,6 +32,7 @@ STAGES = (
     "encoder",
     "budgets",
     "inner",
+    "wide",
 )
 BLIND = 1500  # training videos whose questions are learned without them
 
@@ -71,9 +72,13 @@ def show_data(options: argparse.Namespace) -> None:
 
 def check_blind(options: argparse.Namespace) -> None:
     """Raise RuntimeError if a family can be answered without the video; write what was found."""
-    found = text_only(Size(), min(options.train, BLIND), options.test)
-    options.results.mkdir(parents=True, exist_ok=True)
-    (options.results / "blind.json").write_text(json.dumps({f: vars(r) for f, r in found.items()}, indent=1) + "\n")
+    check_guesses(text_only(Size(), min(options.train, BLIND), options.test), options.results / "blind.json")
+
+
+def check_guesses(found: dict[str, Result], path: Path) -> None:
+    """Write what was guessed without the video. Raises RuntimeError if it is more than chance in a family."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({f: vars(r) for f, r in found.items()}, indent=1) + "\n")
     for family, result in found.items():
         print(f"{family:10} {result.right / result.asked:6.1%} of {result.asked} questions right without the video")
     if leaks := [family for family, result in found.items() if not result.is_chance]:
@@ -131,9 +136,15 @@ def encode_less(options: argparse.Namespace) -> None:
 
 def compare_budgets(options: argparse.Namespace) -> None:
     """Budgets that follow the video, on the first test videos, and their ablation on validation videos."""
-    Store("test", budgets.VIDEOS).fill()
-    Store("validation", budgets.VALIDATION).fill()
     budgets.write(budgets.answer(load_weights(options.weights), CACHE), options.results)
+
+
+def compare_again(options: argparse.Namespace) -> None:
+    """The second model, trained if it is not there, and the same on it."""
+    if not wide.WEIGHTS.exists():
+        check_guesses(wide.without_videos(), options.results / "blind-wide.json")
+        wide.train()
+    budgets.write(budgets.answer(load_weights(wide.WEIGHTS), CACHE, wide=True), options.results, wide=True)
 
 
 def drop_inside(options: argparse.Namespace) -> None:
@@ -184,6 +195,7 @@ def main() -> int:
         "encoder": encode_less,
         "budgets": compare_budgets,
         "inner": drop_inside,
+        "wide": compare_again,
     }
     stages[options.stage](options)
     return 0

@@ -15,7 +15,7 @@ from . import data
 from .backgrounds import SCENES, Split
 from .model import TOKENS, TinyVlm
 from .questions import CORNERS, quarter
-from .scenes import COLOURS, DOT, LETTER, PIXELS, SHAPES, Frame, Mark
+from .scenes import COLOURS, DOT, PIXELS, SHAPES, Frame, Mark
 from .scripts import LETTERS
 from .tokens import encode
 
@@ -33,16 +33,16 @@ def _number() -> dict[str, int]:
 @lru_cache(maxsize=8192)
 def labels(split: Split, number: int) -> Tensor:
     """[T, 49, W] bool: which of WORDS describe each token of a video. A token without a mark shows its scene alone."""
-    return torch.stack([_frame(frame) for frame in data.video(split, number)])
+    return torch.stack([described(frame) for frame in data.video(split, number)])
 
 
-def _frame(frame: Frame) -> Tensor:
+def described(frame: Frame) -> Tensor:
+    """[49, W] bool: which of WORDS describe each token of a frame."""
     shown = torch.zeros(SIDE, SIDE, len(WORDS), dtype=torch.bool)
     shown[..., _number()[frame.scene]] = True
     for mark in frame.marks:
         if mark.is_word:
-            for place, letter in enumerate(mark.name):
-                x = mark.x + (place - (len(mark.name) - 1) / 2) * LETTER
+            for letter, x in mark.letters:
                 shown[int(mark.y / CELL), min(int(x / CELL), SIDE - 1), _number()[letter]] = True
             continue
         where = covered(mark)

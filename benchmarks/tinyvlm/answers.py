@@ -14,7 +14,7 @@ from torch import Tensor
 from flashvid_vllm import FlashVidConfig, compress
 
 from .batches import IGNORED, Sample, collate, question_states
-from .features import Store
+from .features import PATCHES, Store
 from .model import TinyVlm
 from .questions import Question
 from .tokens import END, USER, encode, question_ids, tokenizer
@@ -41,7 +41,9 @@ def encoded(model: TinyVlm, store: Store, number: int, frames: Sequence[int] | N
     features, attention = store.features(number), store.attention(number)
     if frames is not None:
         features, attention = features[list(frames)], attention[list(frames)]
-    return Encoded(model.video_tokens(features.float()), pool(attention))
+    return Encoded(
+        model.video_tokens(features.float()), pool(attention) if attention.shape[1] == PATCHES else attention
+    )
 
 
 def pool(attention: Tensor) -> Tensor:

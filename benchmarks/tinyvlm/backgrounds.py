@@ -12,7 +12,8 @@ import numpy as np
 
 from .scenes import View
 
-Split = Literal["train", "validation", "test", "long"]  # long: test videos of many frames
+# long: test videos of many frames; the wide ones are those of the second model, with more families of questions
+Split = Literal["train", "validation", "test", "long", "wide-train", "wide-validation", "wide-test"]
 SCENES = ("street", "towers", "man", "rabbit", "earth")
 
 
@@ -45,9 +46,27 @@ TEST = (
 )
 
 
+_WORDS: dict[Split, Split] = {
+    "long": "test",
+    "wide-train": "train",
+    "wide-validation": "validation",
+    "wide-test": "test",
+}
+
+
+def words_of(split: Split) -> Split:
+    """The split of "train", "validation" and "test" whose words and backgrounds a split has."""
+    return _WORDS.get(split, split)
+
+
+def is_wide(split: Split) -> bool:
+    """Whether it is one of the second model's."""
+    return split.startswith("wide-")
+
+
 def shots(split: Split) -> tuple[Shot, ...]:
     """The shots of a split; validation has the training's, in videos of its own."""
-    return TEST if split in ("test", "long") else TRAIN
+    return TEST if words_of(split) == "test" else TRAIN
 
 
 def background(rng: np.random.Generator, split: Split, frames: int, still: bool) -> list[tuple[View, str]]:

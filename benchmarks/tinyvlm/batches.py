@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from . import data
-from .backgrounds import Split
+from .backgrounds import Split, is_wide
 from .features import Store
 from .model import TOKENS, TinyVlm
 from .questions import BRIEF, LONG, Question, ask
 from .scenes import Video
+from .scripts import INTERVAL, INTERVALS
 from .tokens import USER, encode, question_ids, tokenizer
 
 MOST_QUESTIONS = 12  # of a video in a sample
@@ -66,26 +67,30 @@ class Batch:
         return len(self.samples[0].chosen)
 
 
-def rearrange(video: Video, kind: str, rng: Rng, short: bool) -> list[int]:
+def rearrange(video: Video, kind: str, rng: Rng, short: bool, length: int | None = None) -> list[int]:
     """Indices of the frames to show, forwards or backwards: of a ``short`` video SHORT, else FEW or all.
 
-    Short ones cost a third and teach what a frame can teach. If not short, one of the kind event is stretched.
+    Short ones cost a third and teach what a frame can teach. If not short, one of the kind event is stretched,
+    to ``length`` frames.
     """
     low, high = SHORT if short else FEW
     chosen = list(range(len(video)))
     if kind == "event" and not short:
-        chosen = _stretched(video, rng)
+        chosen = _stretched(video, rng, length)
     elif short or (kind != "count" and rng.random() < 0.7):  # fewer frames would make nearly every count 1
         chosen = sorted(int(t) for t in rng.permutation(len(video))[: int(rng.integers(low, high + 1))])
     return chosen[::-1] if rng.random() < 0.5 else chosen
 
 
-def _stretched(video: Video, rng: Rng) -> list[int]:
+def _stretched(video: Video, rng: Rng, length: int | None) -> list[int]:
     """A still video made longer: its frames repeated, but not those of the event beyond BRIEF."""
     usual = min(len(frame.marks) for frame in video)
     event = [t for t, frame in enumerate(video) if len(frame.marks) > usual][:BRIEF]
     still = [t for t, frame in enumerate(video) if len(frame.marks) == usual]
-    length = min(int(rng.integers(LONG, LONGEST + 1)), int(rng.integers(LONG, LONGEST + 1)))  # rather short than long
+    if length is None:
+        length = min(
+            int(rng.integers(LONG, LONGEST + 1)), int(rng.integers(LONG, LONGEST + 1))
+        )  # rather short than long
     place = int(rng.integers(2, length - len(event) - 1))
     held = [int(t) for t in rng.choice(still, length - len(event))]
     return [*held[:place], *event, *held[place:]]
@@ -94,7 +99,7 @@ def _stretched(video: Video, rng: Rng) -> list[int]:
 def sample(split: Split, number: int, rng: Rng, short: bool = False) -> Sample:
     """Video ``number``, rearranged, with up to MOST_QUESTIONS questions."""
     script = data.script(split, number)
-    chosen = rearrange(script.video, script.intent.kind, rng, short)
+    chosen = rearrange(script.video, script.intent.kind, rng, short, INTERVALS * INTERVAL if is_wide(split) else None)
     questions = ask(tuple(script.video[t] for t in chosen), rng, split)
     questions = [question for question in questions if not (short and question.family == "count")]
     kept = sorted(int(i) for i in rng.permutation(len(questions))[:MOST_QUESTIONS])

@@ -33,7 +33,14 @@ class Result:
         return self.right <= self.asked / 4 + 3.3 * math.sqrt(self.asked * 3 / 16)
 
 
-def text_only(size: Size, train: int, test: int, epochs: int = 4, rate: float = 1.2e-3) -> dict[str, Result]:
+def text_only(
+    size: Size,
+    train: int,
+    test: int,
+    splits: tuple[Split, Split] = ("train", "test"),
+    epochs: int = 4,
+    rate: float = 1.2e-3,
+) -> dict[str, Result]:
     """Train on the questions of ``train`` training videos, answer those of ``test`` test videos; by family."""
     torch.manual_seed(0)
     model = TinyVlm(size)
@@ -43,7 +50,7 @@ def text_only(size: Size, train: int, test: int, epochs: int = 4, rate: float = 
         for _ in range(epochs):
             order = rng.permutation(train)
             for start in range(0, train, VIDEOS):
-                batch = collate(_asked("train", order[start : start + VIDEOS].tolist()), video=0)
+                batch = collate(_asked(splits[0], order[start : start + VIDEOS].tolist()), video=0)
                 with torch.autocast("cpu", torch.bfloat16, enabled=model_dtype() == "bfloat16"):
                     states = question_states(model, batch, torch.zeros(len(batch.samples), 0, size.hidden))
                     wanted = batch.targets != IGNORED
@@ -53,7 +60,7 @@ def text_only(size: Size, train: int, test: int, epochs: int = 4, rate: float = 
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 advance(1, f"loss {float(loss.detach()):.3f}")
-    score = _score(model.eval(), test)
+    score = _score(model.eval(), splits[1], test)
     return {family: Result(score.right[family], score.asked[family]) for family in FAMILIES if score.asked[family]}
 
 
@@ -63,7 +70,7 @@ def _asked(split: Split, numbers: list[int]) -> list[Sample]:
 
 
 @torch.no_grad()
-def _score(model: TinyVlm, count: int) -> Score:
-    batches = [collate([sample], video=0) for sample in _asked("test", list(range(count)))]
+def _score(model: TinyVlm, split: Split, count: int) -> Score:
+    batches = [collate([sample], video=0) for sample in _asked(split, list(range(count)))]
     nothing = torch.zeros(1, 0, model.size.hidden)
     return tally((batch, model.head(question_states(model, batch, nothing)).argmax(-1)) for batch in batches)

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .backgrounds import Split
+from .backgrounds import Split, is_wide, words_of
 from .questions import FAMILIES, Question, ask
 from .scenes import Video, render
 from .scripts import Script, write
@@ -19,6 +19,8 @@ SIZES: dict[Split, int] = {"train": 3200, "validation": 200, "test": 320, "long"
 # kinds of script and their shares of a split's videos: in the test, questions of each family are about as many
 KINDS = {"move": 0.32, "sequence": 0.26, "count": 0.24, "event": 0.18}
 TEST_KINDS = {"move": 0.24, "sequence": 0.18, "count": 0.34, "event": 0.24}
+WIDE_SIZES: dict[Split, int] = {"wide-train": 3000, "wide-validation": 200, "wide-test": 320}
+WIDE_KINDS = {"move": 0.18, "sequence": 0.2, "count": 0.2, "event": 0.22, "crowd": 0.2}
 LONG_FRAMES = 80
 EVENT_FRAMES = 11  # of a training video of the kind event; training holds its still frames to make it long
 
@@ -32,15 +34,14 @@ def generator(split: Split, number: int, purpose: str) -> np.random.Generator:
 def script(split: Split, number: int) -> Script:
     """Video ``number`` of a split, and what it was meant to show."""
     rng = generator(split, number, "video")
-    shares = TEST_KINDS if split in ("test", "long") else KINDS
+    shares = WIDE_KINDS if is_wide(split) else TEST_KINDS if words_of(split) == "test" else KINDS
     kind = str(rng.choice(list(shares), p=list(shares.values())))
-    frames = LONG_FRAMES if split == "long" else EVENT_FRAMES if kind == "event" and split == "train" else None
-    return write(rng, words_of(split), kind, frames)
-
-
-def words_of(split: Split) -> Split:
-    """The split whose words and backgrounds a split has."""
-    return "test" if split == "long" else split
+    frames = LONG_FRAMES if split == "long" else None
+    if kind == "event" and words_of(split) == "train":
+        frames = EVENT_FRAMES
+    elif kind == "event" and is_wide(split):
+        kind = "timed"
+    return write(rng, split, kind, frames)
 
 
 def video(split: Split, number: int) -> Video:
@@ -50,7 +51,7 @@ def video(split: Split, number: int) -> Video:
 
 def questions(split: Split, number: int) -> list[Question]:
     """All questions about a video as it is."""
-    return ask(video(split, number), generator(split, number, "questions"), words_of(split))
+    return ask(video(split, number), generator(split, number, "questions"), split)
 
 
 def statistics(split: Split, count: int) -> dict[str, float | dict[str, float]]:

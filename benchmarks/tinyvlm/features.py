@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from torch import Tensor
 from ..common import clip_model
 from ..common.clips import CLIPS, ROOT
 from ..common.machine import model_dtype
-from . import data
-from .backgrounds import Split
+from . import data, tower
+from .backgrounds import Split, is_wide, words_of
 from .progress import progress
 from .scenes import PIXELS, render
 
@@ -38,7 +38,10 @@ CACHE = ROOT / ".cache" / "tinyvlm"
 def fingerprint(split: Split) -> str:
     """What a split's frames depend on, as 12 hexadecimal digits: clips, tower, and what is written and drawn."""
     digest = hashlib.sha256(repr([source.sha256 for source in CLIPS.values()]).encode())
-    digest.update(f"{clip_model.SOURCE.sha256} {clip_model.VERSION} {DEPTH}".encode())
+    if is_wide(split):
+        digest.update(tower.weights())
+    else:
+        digest.update(f"{clip_model.SOURCE.sha256} {clip_model.VERSION} {DEPTH}".encode())
     for number in range(200):
         digest.update(repr(data.video(split, number)).encode())
     for number in range(8):
@@ -48,7 +51,10 @@ def fingerprint(split: Split) -> str:
 
 @dataclass(frozen=True)
 class Store:
-    """The features of the first ``count`` videos of a split, float32 in the split "test", bf16 in others."""
+    """The features of the first ``count`` videos of a split, float32 in the split "test", bf16 in others.
+
+    In wide splits they are the second model's tower's: [T, 49, 192], and the attention [T, 49].
+    """
 
     split: Split
     count: int
@@ -62,7 +68,12 @@ class Store:
     @property
     def compressible(self) -> bool:
         """Whether the attention is kept: training never compresses."""
-        return self.split != "train"
+        return words_of(self.split) != "train"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of a frame's features."""
+        return (tower.TOKENS, tower.WIDTH) if is_wide(self.split) else (PATCHES, WIDTH)
 
     @property
     def folder(self) -> Path:
@@ -90,11 +101,11 @@ class Store:
             )
 
     def features(self, number: int) -> Tensor:
-        """[T, 196, 768] of video ``number``, float32 or bf16, read from disk when used."""
+        """[T, *shape] of video ``number``, float32 or bf16, read from disk when used."""
         return self._rows(self._features, number)
 
     def attention(self, number: int) -> Tensor:
-        """[T, 196] float32, the attention that each patch receives in layer DEPTH; not of training videos."""
+        """[T, shape[0]] float32, the attention that each token receives in its last layer; not of training videos."""
         return self._rows(self._attention, number)
 
     def _rows(self, memory: Tensor, number: int) -> Tensor:
@@ -104,13 +115,13 @@ class Store:
 
     @cached_property
     def _features(self) -> Tensor:
-        return self._map("features", (PATCHES, WIDTH), torch.float32 if self.exact else torch.bfloat16)
+        return self._map("features", self.shape, torch.float32 if self.exact else torch.bfloat16)
 
     @cached_property
     def _attention(self) -> Tensor:
         if not self.compressible:
             raise ValueError("the attention of training videos is not kept; that of all others is")
-        return self._map("attention", (PATCHES,), torch.float32)
+        return self._map("attention", self.shape[:1], torch.float32)
 
     def _map(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         kind: Any = np.float32 if dtype == torch.float32 else np.int16  # numpy has no bf16
@@ -123,12 +134,12 @@ class Store:
         if self.done >= total:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        tower = clip_model.tower(clip_model.load()).to(torch.float32 if self.exact else getattr(torch, model_dtype()))
+        run = self._tower()
         files = [(self.folder / f"{name}.bin", size) for name, size in self._sizes().items()]
         with progress(f"{self.split} frames", total, self.done) as advance:
             while (done := self.done) < total:
                 stop = min(done + BATCH * SAVE_EVERY, total)
-                outputs = encode(tower, self._frames(done, stop), self.compressible, advance)
+                outputs = run(self._frames(done, stop), self.compressible, advance)
                 outputs[0] = outputs[0].to(torch.float32 if self.exact else torch.bfloat16)
                 for (path, size), output in zip(files, outputs, strict=True):
                     with path.open("r+b" if path.exists() else "wb") as file:
@@ -136,10 +147,17 @@ class Store:
                         file.write(output.contiguous().view(torch.uint8).numpy().tobytes())
                 self._mark(stop)
 
+    def _tower(self) -> Callable[..., list[Tensor]]:
+        if is_wide(self.split):
+            return partial(tower.encode, tower.load())
+        dtype = torch.float32 if self.exact else getattr(torch, model_dtype())
+        return partial(encode, clip_model.tower(clip_model.load()).to(dtype))
+
     def _sizes(self) -> dict[str, int]:
         """Bytes a frame in each file."""
-        features = PATCHES * WIDTH * (4 if self.exact else 2)
-        return {"features": features} | ({"attention": 4 * PATCHES} if self.compressible else {})
+        tokens, width = self.shape
+        features = tokens * width * (4 if self.exact else 2)
+        return {"features": features} | ({"attention": 4 * tokens} if self.compressible else {})
 
     def _frames(self, start: int, stop: int) -> np.ndarray:
         """Frames ``start`` to before ``stop`` of the split's, [n, 224, 224, 3] uint8."""

@@ -42,6 +42,7 @@ class Size:
     layers: int = 4
     heads: int = 4
     intermediate: int = 768
+    width: int = WIDTH  # of the tower
 
 
 def config(size: Size = Size(), tower: Mapping[str, Any] = clip_model.SHAPE) -> Any:  # LlavaOnevisionConfig
@@ -92,7 +93,7 @@ class TinyVlm(nn.Module):
 
     def __init__(self, size: Size = Size()) -> None:
         super().__init__()
-        whole = config(size)
+        whole = config(size, {**clip_model.SHAPE, "hidden_size": size.width})
         self.size = size
         self.projector = LlavaOnevisionMultiModalProjector(whole)
         self.newline = nn.Parameter(torch.randn(size.hidden) * 0.02)
@@ -121,12 +122,12 @@ class TinyVlm(nn.Module):
 
     @torch.no_grad()
     def fit_projector(self, features: Tensor) -> None:
-        """Start the projector at random directions of the whitened features [..., 768] of some frames.
+        """Start the projector at random directions of the whitened features [..., width] of some frames.
 
         The tower's channels differ in size by two orders of magnitude and nothing normalises them: without this the
         LLM sees little but the few large ones for the first thousands of steps.
         """
-        x = features.reshape(-1, WIDTH).float()
+        x = features.reshape(-1, self.size.width).float()
         mean = x.mean(0)
         values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
         hidden = self.size.hidden
@@ -141,10 +142,13 @@ class TinyVlm(nn.Module):
     def video_tokens(self, features: Tensor) -> Tensor:
         """[T, 196, 768] of the tower -> [T, 49, D], as transformers and vLLM do: project, then pool.
 
-        Halving an even side by bilinear interpolation is the mean of 2 x 2.
+        Halving an even side by bilinear interpolation is the mean of 2 x 2. What has 49 tokens already is projected
+        alone.
         """
         side = math.isqrt(PATCHES)
         x: Tensor = self.projector(features)
+        if x.shape[1] == TOKENS:
+            return x
         return x.unflatten(1, (side // 2, 2, side // 2, 2)).mean((2, 4)).flatten(1, 2)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -188,7 +192,7 @@ def load_weights(path: Path = WEIGHTS) -> TinyVlm:
 
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    model = TinyVlm(Size(**{name: int(metadata[name]) for name in vars(Size())}))
+    model = TinyVlm(Size(**{name: int(metadata[name]) for name in vars(Size()) if name in metadata}))
     model.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
     return model.eval().requires_grad_(False)
 

@@ -11,14 +11,18 @@ from itertools import pairwise
 
 import numpy as np
 
-from .backgrounds import SCENES, Split
+from .backgrounds import SCENES, Split, is_wide, words_of
 from .scenes import COLOURS, DOT, SHAPES, Mark, Video
-from .scripts import DIRECTIONS, LETTERS, split_of_word
+from .scripts import DIRECTIONS, INTERVAL, INTERVALS, LETTERS, split_of_word
 
-FAMILIES = ("attribute", "text", "small", "place", "motion", "order", "count", "event", "scene")
+FIRST = ("attribute", "text", "small", "place", "motion", "order", "count", "event", "scene")
+FAMILIES = (*FIRST, "when", "number", "print", "side")  # the last four of wide splits only
 CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
 COUNTS = ("1", "2", "3", "4")
 BRIEF, LONG = 2, 14  # an event takes at most BRIEF frames of a video of at least LONG
+TIMES = tuple(f"{start}-{start + INTERVAL - 1}" for start in range(0, INTERVALS * INTERVAL, INTERVAL))
+ASIDE = 40  # pixels that a shape must lie further along one axis than along the other
+CLEARLY = 2  # times as far, but in training
 MIDDLE, BORDER = 112, 14  # pixels; closer to the middle than BORDER a mark is in no corner
 
 Rng = np.random.Generator
@@ -68,7 +72,8 @@ def facts(video: Video) -> Facts:
 def ask(video: Video, rng: Rng, split: Split) -> list[Question]:
     """All questions that the video can answer, their choices in random order, in a fixed order of families."""
     seen = facts(video)
-    return [question for family in FAMILIES for question in _ASK[family](seen, rng, split)]
+    families = FAMILIES if is_wide(split) else FIRST
+    return [question for family in families for question in _ASK[family](seen, rng, split)]
 
 
 def _question(rng: Rng, family: str, text: str, answer: str, near: Sequence[str], others: Sequence[str]) -> Question:
@@ -110,10 +115,29 @@ def _small(seen: Facts, rng: Rng, _: Split) -> Iterator[Question]:
 
 
 def _text(seen: Facts, rng: Rng, split: Split) -> Iterator[Question]:
-    for name in seen.tracks:
-        if name.isupper():
+    for name, track in seen.tracks.items():
+        if name.isupper() and not track[0][1].is_small:
             wrong = [_changed(name, rng, split) for _ in range(6)]
             yield _question(rng, "text", "which word is shown", spell(name), [], [spell(word) for word in wrong])
+
+
+def _print(seen: Facts, rng: Rng, split: Split) -> Iterator[Question]:
+    for name, track in seen.tracks.items():
+        if track[0][1].is_small:
+            wrong = [_changed(name, rng, split) for _ in range(12)]
+            near: list[str] = []
+            if words_of(split) != "train":  # the answer is no more like the others than they are like one another
+                near = _all_different([name], [_changed(name, rng, split) for _ in range(60)])
+            text, (near, wrong) = "what is the small word", ([spell(word) for word in words] for words in (near, wrong))
+            yield _question(rng, "print", text, spell(name), near, wrong)
+
+
+def _all_different(words: list[str], more: Sequence[str]) -> list[str]:
+    """Three of ``more`` that differ in every letter from ``words`` and from one another, or others for want of them."""
+    for word in more:
+        if all(a != b for other in words for a, b in zip(other, word, strict=True)):
+            words = [*words, word]
+    return list(dict.fromkeys([*words[1:], *more]))[:3]
 
 
 def spell(word: str) -> str:
@@ -128,7 +152,7 @@ def _changed(word: str, rng: Rng, split: Split) -> str:
         for place in rng.permutation(len(word))[: int(rng.integers(2, 4))]:
             letters[place] = LETTERS[rng.integers(len(LETTERS))]
         changed = "".join(letters)
-        if sum(a != b for a, b in zip(word, changed, strict=True)) >= 2 and split_of_word(changed) == split:
+        if sum(a != b for a, b in zip(word, changed, strict=True)) >= 2 and split_of_word(changed) == words_of(split):
             return changed
 
 
@@ -209,6 +233,51 @@ def _event(seen: Facts, rng: Rng, _: Split) -> Iterator[Question]:
     yield _question(rng, "event", text, colour, colours, list(COLOURS))
 
 
+def _when(seen: Facts, rng: Rng, _: Split) -> Iterator[Question]:
+    if seen.frames != len(TIMES) * INTERVAL:
+        return
+    for name in _brief(seen):
+        intervals = {t // INTERVAL for t, _ in seen.tracks[name]}
+        if len(intervals) == 1:
+            yield _question(rng, "when", f"when comes the {name}", TIMES[intervals.pop()], [], TIMES)
+
+
+def _crowded(seen: Facts) -> dict[str, Mark]:
+    """The shapes, if all are there from the first frame to the last and none goes far; else none."""
+    tracks = _shapes(seen)
+    if any(len(track) < seen.frames or _moves(track) for track in tracks.values()):
+        return {}
+    return {name: track[0][1] for name, track in tracks.items()}
+
+
+def _number(seen: Facts, rng: Rng, _: Split) -> Iterator[Question]:
+    if there := _crowded(seen):
+        yield _question(rng, "number", "how many shapes are shown", str(len(there)), [], COUNTS)
+
+
+def _side(seen: Facts, rng: Rng, split: Split) -> Iterator[Question]:
+    there, training = _crowded(seen), words_of(split) == "train"
+    pairs = [(name, other) for name in there for other in there if name != other]
+    if not training:  # of two that say the same one, and none that is nearly diagonal
+        pairs = [pair if rng.random() < 0.5 else pair[::-1] for pair in pairs if pair[0] < pair[1]]
+    for name, other in pairs:
+        near, far = sorted(abs(x) for x in (there[name].x - there[other].x, there[name].y - there[other].y))
+        direction = side_of(there[name], there[other])
+        if direction and (training or far >= CLEARLY * near):
+            text = f"on which side of the {other} is the {name}"
+            yield _question(rng, "side", text, direction, [], list(DIRECTIONS))
+
+
+def side_of(mark: Mark, other: Mark) -> str:
+    """The direction of DIRECTIONS that ``mark`` lies in from ``other``, "" if it is not clear which."""
+    right, down = mark.x - other.x, mark.y - other.y
+    if abs(abs(right) - abs(down)) < ASIDE:
+        return ""
+    if abs(right) > abs(down):
+        return "right" if right > 0 else "left"
+    return "down" if down > 0 else "up"
+
+
 def _scene(seen: Facts, rng: Rng, _: Split) -> Iterator[Question]:
     if len(seen.scenes) == 1:
         yield _question(rng, "scene", "what is in the background", seen.scenes[0], [], SCENES)
@@ -228,4 +297,8 @@ _ASK: dict[str, Callable[[Facts, Rng, Split], Iterator[Question]]] = {
     "count": _count,
     "event": _event,
     "scene": _scene,
+    "when": _when,
+    "number": _number,
+    "print": _print,
+    "side": _side,
 }

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`adaptive` with one thing changed, for the ablation on the validation videos: what earns its place in it.
-
-It was tried with the video's mean taken off all tokens (``centre``), and is without: the simplest of equals. The other
-changes were tried with it.
-"""
+"""`adaptive` with one thing changed, for the ablation on validation videos: what earns its place in it."""
 
 from typing import Any, Literal
 
@@ -12,14 +8,19 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from flashvid_vllm.core.compress import CompressedVideo, without_sinks
+from flashvid_vllm.core.methods.adaptive import STILL
 from flashvid_vllm.core.methods.common import keep, merge
 
 BEFORE_ANY = 10.0  # above any residual
 PICKED = -2.0
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "the video's mean taken off": {},
-    "as it is": {"centre": "none"},
+    "as it is": {},
+    "what is still never told again": {"still": 0.0},
+    "still at half of the spread": {"still": 0.5},
+    "still at the whole spread": {"still": 1.0},
+    "still alike in all frames": {"alike": True},
+    "the video's mean taken off": {"centre": "video"},
     "each frame's mean taken off": {"centre": "frame"},
     "attention as a weight, sinks suppressed": {"attention_power": 0.5},
     "the others dropped, not merged": {"copies": True},
@@ -37,13 +38,15 @@ def compress(
     features: Tensor,
     attention: Tensor,
     tokens: int,
-    centre: Literal["none", "video", "frame"] = "video",
+    centre: Literal["none", "video", "frame"] = "none",
     attention_power: float = 0.0,
     copies: bool = False,
     time: Literal["place", "content", "two", "none"] = "place",
     floor: int = 0,
     euclidean: bool = False,
     time_weight: float = 1.0,
+    still: float = STILL,
+    alike: bool = False,
 ) -> CompressedVideo:
     """``tokens`` of the video [T, N, D], chosen as `adaptive` does but for what is changed."""
     num_frames, n, _ = features.shape
@@ -70,7 +73,9 @@ def compress(
         attention = without_sinks(attention)
         weight = (attention / attention.mean(1, keepdim=True)).pow(attention_power)
 
-    left, frame = news.clone(), torch.arange(num_frames)
+    spread = apart.mean((1, 2))
+    least = still * (spread.mean().expand(num_frames) if alike else spread)
+    left, frame = news.maximum(least[:, None]), torch.arange(num_frames)
     order, residual = torch.empty(num_frames, n, dtype=torch.int64), torch.empty(num_frames, n)
     for k in range(n):
         residual[:, k], order[:, k] = (left * weight).masked_fill(left == PICKED, PICKED).max(1)

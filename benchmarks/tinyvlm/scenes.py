@@ -26,6 +26,9 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 DOT = "dot"
 LETTER = 38  # pixels from a letter of a printed word to the next
 PLATE = (3 * LETTER + 14, 52)  # width, height of a printed word's plate
+SMALL_PRINT = 2  # letters; printed small
+SMALL_LETTER = 13
+SMALL_PLATE = (SMALL_PRINT * SMALL_LETTER + 6, 20)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,23 @@ class Mark:
     def is_word(self) -> bool:
         """Whether it is a printed word."""
         return self.name.isupper()
+
+    @property
+    def letters(self) -> list[tuple[str, float]]:
+        """A word's letters, and where the middle of each is from left to right, in pixels."""
+        pitch, middle = SMALL_LETTER if self.is_small else LETTER, (len(self.name) - 1) / 2
+        return [(letter, self.x + (place - middle) * pitch) for place, letter in enumerate(self.name)]
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """How far it goes from its centre, across and down, in pixels."""
+        across, down = SMALL_PLATE if self.is_small else PLATE
+        return (across / 2, down / 2) if self.is_word else (self.radius, self.radius)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is a word in small print."""
+        return self.is_word and len(self.name) == SMALL_PRINT
 
 
 @dataclass(frozen=True)
@@ -151,10 +171,10 @@ def _turned(x: float, y: float, quarters: int) -> tuple[float, float]:
 
 
 def _draw_word(image: np.ndarray, mark: Mark) -> None:
-    left, top = round(mark.x - PLATE[0] / 2), round(mark.y - PLATE[1] / 2)
-    cv2.rectangle(image, (left, top), (left + PLATE[0], top + PLATE[1]), (250, 250, 250), -1)
-    for place, letter in enumerate(mark.name):
-        (width, height), _ = cv2.getTextSize(letter, cv2.FONT_HERSHEY_DUPLEX, 1.5, 3)
-        x = round(mark.x + (place - (len(mark.name) - 1) / 2) * LETTER - width / 2)
-        y = round(mark.y + height / 2)
-        cv2.putText(image, letter, (x, y), cv2.FONT_HERSHEY_DUPLEX, 1.5, (10, 10, 10), 3, cv2.LINE_AA)
+    (across, down), size, thick = (SMALL_PLATE, 0.5, 1) if mark.is_small else (PLATE, 1.5, 3)
+    left, top = round(mark.x - across / 2), round(mark.y - down / 2)
+    cv2.rectangle(image, (left, top), (left + across, top + down), (250, 250, 250), -1)
+    for letter, middle in mark.letters:
+        (width, height), _ = cv2.getTextSize(letter, cv2.FONT_HERSHEY_DUPLEX, size, thick)
+        corner = round(middle - width / 2), round(mark.y + height / 2)
+        cv2.putText(image, letter, corner, cv2.FONT_HERSHEY_DUPLEX, size, (10, 10, 10), thick, cv2.LINE_AA)

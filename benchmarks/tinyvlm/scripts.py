@@ -5,6 +5,8 @@ move      two shapes cross the picture, each its own way
 sequence  three or four shapes, one after the other
 count     a shape that comes and goes one to four times beside one that stays
 event     a long still video in which a shape is seen in one frame or two
+crowd     one to four shapes that stay, each in a quarter of its own
+timed     an event in one of the four intervals that questions ask about, in each as often
 """
 
 from collections.abc import Callable, Iterator
@@ -12,12 +14,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .backgrounds import Split, background
-from .scenes import COLOURS, DOT, PIXELS, PLATE, SHAPES, Frame, Mark, Video
+from .backgrounds import Split, background, is_wide, words_of
+from .scenes import COLOURS, DOT, PIXELS, PLATE, SHAPES, SMALL_PLATE, SMALL_PRINT, Frame, Mark, Video
 
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 LETTERS = "ABEHKLNORT"
 WORD_LENGTH = 3
+INTERVALS, INTERVAL = 4, 6  # of frames, that an event is asked to be in
 CUTS = 0.2  # share of running videos whose background is cut to another shot
 
 Rng = np.random.Generator
@@ -34,6 +37,7 @@ class Intent:
     count: dict[str, int] = field(default_factory=dict)  # shape -> times that it comes
     brief: str = ""  # the shape that is seen for a moment
     word: str = ""
+    printed: str = ""  # the word in small print
 
 
 @dataclass(frozen=True)
@@ -53,19 +57,19 @@ def split_of_word(word: str) -> Split:
     return "train" if place < 6 else "validation" if place < 7 else "test"
 
 
-def draw_word(rng: Rng, split: Split) -> str:
+def draw_word(rng: Rng, split: Split, length: int = WORD_LENGTH) -> str:
     """A word of the split."""
     while True:
-        word = "".join(LETTERS[i] for i in rng.integers(0, len(LETTERS), WORD_LENGTH))
-        if split_of_word(word) == split:
+        word = "".join(LETTERS[i] for i in rng.integers(0, len(LETTERS), length))
+        if split_of_word(word) == words_of(split):
             return word
 
 
 def write(rng: Rng, split: Split, kind: str, frames: int | None = None) -> Script:
-    """A video of a ``kind`` (move, sequence, count, event); ``frames``: how many, else drawn."""
+    """A video of a ``kind`` (move, sequence, count, event, crowd, timed); ``frames``: how many, else drawn."""
     intent = Intent(kind)
     marks = _SCRIPTS[kind](rng, intent, frames)
-    still = kind == "event" or rng.random() < 0.35
+    still = kind in ("event", "crowd", "timed") or rng.random() < 0.35
     views = background(rng, split, len(marks), still)
     if not still and rng.random() < CUTS:
         cut = int(rng.integers(3, len(marks) - 2))
@@ -75,6 +79,8 @@ def write(rng: Rng, split: Split, kind: str, frames: int | None = None) -> Scrip
         _add_word(rng, split, marks, intent)
     if rng.random() < 0.6:
         _add_dot(rng, marks)
+    if is_wide(split) and rng.random() < 0.6:
+        _add_print(rng, split, marks, intent)
     video = tuple(
         Frame(view, scene, tuple(shown), noise + t)
         for t, ((view, scene), shown) in enumerate(zip(views, marks, strict=True))
@@ -160,6 +166,24 @@ def _event(rng: Rng, intent: Intent, frames: int | None) -> Marks:
     return [[stays, comes] if start <= t < start + length else [stays] for t in range(total)]
 
 
+def _timed(rng: Rng, intent: Intent, _: int | None) -> Marks:
+    total, length = INTERVALS * INTERVAL, int(rng.integers(1, 3))
+    comes, stays = _two_apart(rng)
+    intent.brief = comes.name
+    first = int(rng.integers(INTERVALS)) * INTERVAL
+    start = int(rng.integers(max(2, first), min(first + INTERVAL, total - 1) - length + 1))
+    return [[stays, comes] if start <= t < start + length else [stays] for t in range(total)]
+
+
+def _crowd(rng: Rng, _: Intent, frames: int | None) -> Marks:
+    half, quarters = PIXELS / 2, rng.permutation(4)
+    shown = []
+    for mark, quarter in zip(_shapes(rng, int(rng.integers(1, 5))), quarters, strict=False):
+        x, y = rng.uniform(mark.radius + 4, half - mark.radius - 4, 2)
+        shown.append(replace(mark, x=float(x + half * (quarter % 2)), y=float(y + half * (quarter // 2))))
+    return [list(shown) for _ in range(frames or int(rng.integers(8, 12)))]
+
+
 def _two_apart(rng: Rng) -> tuple[Mark, Mark]:
     while True:
         first, second = (_anywhere(rng, mark) for mark in _shapes(rng, 2))
@@ -202,9 +226,25 @@ def _add_dot(rng: Rng, marks: Marks) -> None:
             return
 
 
+def _add_print(rng: Rng, split: Split, marks: Marks, intent: Intent) -> None:
+    """A word in small print in all frames, where nothing else comes."""
+    word = draw_word(rng, split, SMALL_PRINT)
+    reach = SMALL_PLATE[0] / 2 + 2, SMALL_PLATE[1] / 2 + 2
+    others = {mark for shown in marks for mark in shown}
+    for _ in range(30):
+        x, y = (float(rng.uniform(edge, PIXELS - edge)) for edge in reach)
+        if not any(abs(m.x - x) < reach[0] + m.reach[0] and abs(m.y - y) < reach[1] + m.reach[1] for m in others):
+            intent.printed = word
+            for shown in marks:
+                shown.append(Mark(word, "black", x, y))
+            return
+
+
 _SCRIPTS: dict[str, Callable[[Rng, Intent, int | None], Marks]] = {
     "move": _move,
     "sequence": _sequence,
     "count": _count,
     "event": _event,
+    "crowd": _crowd,
+    "timed": _timed,
 }

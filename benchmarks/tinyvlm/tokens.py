@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from .backgrounds import SCENES
-from .questions import CORNERS, COUNTS, Question
+from .questions import CORNERS, COUNTS, TIMES, Question
 from .scenes import COLOURS, SHAPES
 from .scripts import DIRECTIONS, LETTERS
 
@@ -18,6 +18,7 @@ QUESTION_WORDS = """
 what which where how many times is are does the in a of for it colour word way shape place small dot moves comes
 shown seen moment first last right after background : ,
 """
+MORE_WORDS = f"{' '.join(TIMES)} when shapes on side"  # of wide splits; last, so that all others keep their ids
 CHAT_TEMPLATE = f"""\
 {{%- for message in messages -%}}
 {{{{- '{ASSISTANT} ' if message['role'] == 'assistant' else '{USER} ' -}}}}
@@ -45,7 +46,17 @@ CHAT_TEMPLATE = f"""\
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer, as transformers and vLLM load it from a directory."""
-    words = [*QUESTION_WORDS.split(), *COLOURS, *SHAPES, *DIRECTIONS, *CORNERS, *COUNTS, *SCENES, *LETTERS]
+    words = [
+        *QUESTION_WORDS.split(),
+        *COLOURS,
+        *SHAPES,
+        *DIRECTIONS,
+        *CORNERS,
+        *COUNTS,
+        *SCENES,
+        *LETTERS,
+        *MORE_WORDS.split(),
+    ]
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys([*SPECIAL, *words]))}
     fast = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -27,7 +27,7 @@ from .alignment import Alignment, labels
 from .backgrounds import Split
 from .batches import IGNORED, Batch, epoch, in_order, question_states, states, video_tokens
 from .features import CACHE, Store
-from .history import DEPTH, History
+from .history import DEPTH, History, count_facts
 from .history import labels as history_labels
 from .model import WEIGHTS, Size, TinyVlm, save_weights
 from .progress import progress
@@ -88,9 +88,9 @@ def tally(batches: Iterable[tuple[Batch, Tensor]]) -> Score:
 class Auxiliary(nn.Module):
     """What the auxiliary losses learn beside the model."""
 
-    def __init__(self, model: TinyVlm) -> None:
+    def __init__(self, model: TinyVlm, facts: int) -> None:
         super().__init__()
-        self.alignment, self.history = Alignment(), History(model)
+        self.alignment, self.history = Alignment(), History(model, facts)
 
 
 def loss_of(model: TinyVlm, auxiliary: Auxiliary, batch: Batch, store: Store) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,18 +129,23 @@ def validate(model: TinyVlm, store: Store, count: int) -> Score:
 
 
 class Training:
-    """A run in ``folder``: its checkpoint and its log, a JSON object a line."""
+    """A run in ``folder``: its checkpoint and its log, a JSON object a line.
 
-    def __init__(self, recipe: Recipe, size: Size, folder: Path) -> None:
+    ``splits``: to learn and to validate on.
+    """
+
+    def __init__(
+        self, recipe: Recipe, size: Size, folder: Path, splits: tuple[Split, Split] = ("train", "validation")
+    ) -> None:
         self.recipe, self.size, self.folder = recipe, size, folder
         folder.mkdir(parents=True, exist_ok=True)
         self.log_path, self.checkpoint = folder / "log.jsonl", folder / "checkpoint.pt"
-        self.train, self.held = Store("train", recipe.videos), Store("validation", recipe.validation)
+        self.train, self.held = Store(splits[0], recipe.videos), Store(splits[1], recipe.validation)
         self.train.require()
         self.held.require()
         torch.manual_seed(recipe.seed)
         self.model = TinyVlm(size)
-        self.auxiliary = Auxiliary(self.model)
+        self.auxiliary = Auxiliary(self.model, count_facts(splits[0]))
         everything = [*self.model.parameters(), *self.auxiliary.parameters()]
         matrices = [p for p in everything if p.ndim == 2]
         others = [p for p in everything if p.ndim != 2]
@@ -191,7 +196,7 @@ class Training:
         while self.done < self.recipe.epochs:
             self._epoch()
         save_weights(self.model, weights)
-        log = weights.with_name("training.jsonl")
+        log = weights.with_suffix(".jsonl")
         if log != self.log_path:
             log.write_text(self.log_path.read_text())
 
@@ -199,7 +204,7 @@ class Training:
         recipe, start, losses = self.recipe, time.perf_counter(), []
         seen: list[tuple[Batch, Tensor]] = []
         rng = np.random.default_rng([recipe.seed, 1, self.done])
-        batches = epoch("train", recipe.videos, recipe.batch, rng, short=self.done < recipe.short)
+        batches = epoch(self.train.split, recipe.videos, recipe.batch, rng, short=self.done < recipe.short)
         with progress(f"epoch {self.done + 1} of {recipe.epochs}", len(batches)) as advance:
             for place, batch in enumerate(batches):
                 loss, auxiliary, best = self._update(batch, (self.done + place / len(batches)) / recipe.epochs)

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 pytest.importorskip("cv2")
 pytest.importorskip("transformers")
 
-from benchmarks.tinyvlm import batches, data, tokens
+from benchmarks.tinyvlm import batches, data, tokens, tower, wide
 from benchmarks.tinyvlm.answers import MOST_TOKENS, Encoded, greedy, kept, pool, right
 from benchmarks.tinyvlm.features import encode
 from benchmarks.tinyvlm.grid import Cell
-from benchmarks.tinyvlm.model import Size, build, load_weights, save_weights
+from benchmarks.tinyvlm.model import Size, TinyVlm, build, load_weights, save_weights
+from benchmarks.tinyvlm.scenes import render
 from benchmarks.tinyvlm.variants import changed, variants
 from flashvid_vllm import FlashVidConfig, compress
 
@@ -135,3 +137,35 @@ def test_weights_come_back_as_saved(tmp_path: Path) -> None:
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ValueError, match="new or empty"):
         build(model, tmp_path / "full")
+
+
+def test_the_second_models_tower_tells_how_much_attention_each_token_receives() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = tower.Tower().eval().requires_grad_(False)
+    frames = noise(6)
+    features, received = tower.encode(network, frames, True)
+    assert features.shape == (6, 49, tower.WIDTH)
+    assert_close(received.sum(1), torch.ones(6))  # every token gives 1 away, on the mean over all tokens
+    one, alone = tower.encode(network, frames[3:4], True)
+    assert_close(one[0], features[3], rtol=1e-4, atol=1e-4)
+    assert_close(alone[0], received[3], rtol=1e-4, atol=1e-6)
+    moved = tower.encode(network, frames[3:4, ::-1].copy(), False)
+    assert len(moved) == 1
+    assert not torch.allclose(moved[0][0], one[0], atol=1e-2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = TinyVlm(Size(64, 2, 2, 128, tower.WIDTH)).requires_grad_(False)
+    assert model.video_tokens(features).shape == (6, 49, 64)  # 49 tokens already: not pooled again
+
+
+@pytest.mark.longer
+def test_the_second_models_committed_weights_answer_what_they_were_trained_for() -> None:
+    """Of videos that neither was trained on; chance is a quarter."""
+    model, network = load_weights(wide.WEIGHTS), tower.load()
+    answers: list[bool] = []
+    for number in range(12):
+        features = tower.encode(network, render(data.video("wide-validation", number)), False)[0]
+        rows = model.video_tokens(features).flatten(0, 1)
+        answers += right(model, rows, data.questions("wide-validation", number))
+    assert sum(answers) / len(answers) > 0.75

@@ -269,9 +269,9 @@ def test_spread(room: list[int], data: st.DataObject) -> None:
 
 def test_adaptive_pays_for_what_is_new() -> None:
     # One word in many: nothing but the fourth frame has news, and of its tokens two alone.
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(1, 9, 24, generator=generator).repeat(8, 1, 1)
-    features[3:, 4], features[3:, 5] = torch.randn(2, 24, generator=generator)
+    words = torch.eye(24)  # all equally far from one another
+    features = words[None, :9].repeat(8, 1, 1)
+    features[3:, 4], features[3:, 5] = -words[4], -words[5]
     out = compress(features, None, config_of("adaptive", token_budget=11))
     assert out.source_index.tolist() == [*range(9), 3 * 9 + 4, 3 * 9 + 5]
     assert out.size.tolist() == [8] * 4 + [3, 3] + [8] * 3 + [5, 5]
@@ -279,6 +279,25 @@ def test_adaptive_pays_for_what_is_new() -> None:
     few = compress(features, None, config_of("adaptive", token_budget=3))
     assert few.size.sum() == 72  # every token is merged into what explains it
     assert int(few.assignment[0, 4]) != int(few.assignment[3, 4])
+
+
+def test_adaptive_tells_again_what_is_still_of_the_frames_that_show_most() -> None:
+    words = torch.eye(24)
+    plain, rich = words[[0, 0, 0, 1, 1, 1, 2, 2, 2]], words[9:18]
+    features = torch.stack([plain] * 4 + [rich] * 4)
+    told = [0, 3, 6, *range(36, 45)]
+    assert compress(features, None, config_of("adaptive", token_budget=12)).source_index.tolist() == told
+    out = compress(features, None, config_of("adaptive", token_budget=14))
+    assert out.source_index.tolist() == [*told, 45, 46]
+    assert out.size.tolist() == [12] * 3 + [1, 1] + [4] * 7 + [3, 3]
+
+
+def test_adaptive_measures_a_frame_by_its_finite_tokens() -> None:
+    words = torch.eye(24)
+    features = torch.stack([words[[0] * 8]] * 4 + [words[[1, 2] * 4]] * 4)  # a frame of one word, and one of two
+    features[:4, 4:] = torch.nan  # half of it lost: no richer than it was
+    out = compress(features, None, config_of("adaptive", token_budget=5))
+    assert out.source_index.tolist() == [0, 32, 33, 40, 41]
 
 
 @pytest.mark.parametrize("frames_at_a_time", [1, 2, 5])

@@ -13,15 +13,9 @@ pytest.importorskip("vllm")
 from ..support.engine import Clip, Engines, greedy, picture, prompt_of, same, tokens_and_logprobs
 from ..support.families import LLAVA_ONEVISION, LLAVA_VIDEO, QWEN2_5_VL, QWEN3_VL, Family
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.longer("an engine; test_reuse_towers has the towers")]
 
-VARIANT = pytest.mark.longer("a variant")
-FAMILIES = [
-    pytest.param(QWEN3_VL, id="qwen3_vl"),
-    pytest.param(LLAVA_ONEVISION, id="llava_onevision", marks=VARIANT),
-    pytest.param(QWEN2_5_VL, id="qwen2_5_vl", marks=VARIANT),
-    pytest.param(LLAVA_VIDEO, id="llava_video", marks=VARIANT),
-]  # fmt: skip
+FAMILIES = [pytest.param(family, id=family.name) for family in (QWEN3_VL, LLAVA_ONEVISION, QWEN2_5_VL, LLAVA_VIDEO)]
 MOVING = Clip(8, 64, 96, seed=51)
 
 

@@ -10,6 +10,7 @@ from ..compress import CompressedVideo
 from .common import is_finite, merge, steps
 
 STEP = 1e-5  # of cosine distances, which are counted in steps: what is less is rounding, and ties
+STILL = 0.7  # of what is still, in its frame's spread
 PAIRS_AT_A_TIME = 2**22  # of tokens of one frame, whose distances are in memory: 16 MiB
 LAST, PICKED = -1.0, -2.0  # below any distance: tokens that are not finite, and those that are picked
 
@@ -17,8 +18,10 @@ LAST, PICKED = -1.0, -2.0  # below any distance: tokens that are not finite, and
 def compress(features: Tensor, attention: Tensor | None, budget: Budget, backend: str) -> CompressedVideo:
     """Keep the B tokens that what is kept explains worst, wherever in the video they are, and merge the others.
 
-    1. A token's residual is its cosine distance to its place one frame before: what stays where it is needs no second
-       token. In the first frame nothing is there; the token that is most like its frame goes first, and stays.
+    1. A token's residual is its cosine distance to its place one frame before, and STILL of its frame's spread at
+       least, the mean of the cosine distances between the frame's tokens. So what stays where it is comes behind all
+       that is clearly new; then frames are told again as a whole, those that show most first. In the first frame
+       nothing is before it; the token that is most like its frame goes first, and stays.
     2. In every frame the token of the largest residual is picked. It explains the others as well as they are like it,
        their residuals fall to their distance from it, and the next is picked: farthest first. So a frame's residuals
        fall from pick to pick.
@@ -50,7 +53,8 @@ def compress(features: Tensor, attention: Tensor | None, budget: Budget, backend
     for part in parts:
         unit = directions(features[part], finite[part])
         news[part] = unexplained(unit, before)
-        residual[part], order[part] = farthest_first(unit, news[part].where(finite[part], LAST), picks)
+        apart, least = distances(unit), at_least(unit, finite[part])[:, None].maximum(news[part])
+        residual[part], order[part] = farthest_first(apart, least.where(finite[part], LAST), picks)
         before = unit[-1]
 
     residual[0, 0] = torch.where(residual[0, 0] < 0, residual[0, 0], torch.inf)  # so that every token goes somewhere
@@ -62,7 +66,8 @@ def compress(features: Tensor, attention: Tensor | None, budget: Budget, backend
     to_kept = torch.empty_like(news)
     source = torch.empty(num_frames, n, dtype=torch.int64, device=features.device)
     for part in parts:
-        apart = distances(directions(features[part], finite[part]))
+        if len(parts) > 1:
+            apart = distances(directions(features[part], finite[part]))
         to_kept[part], source[part] = apart.masked_fill(~(kept & finite)[part, None], torch.inf).min(2)
     frame = torch.arange(num_frames, device=features.device)[:, None]
     own = torch.arange(n, device=features.device)
@@ -92,9 +97,18 @@ def unexplained(unit: Tensor, before: Tensor | None) -> Tensor:
     return apart
 
 
-def farthest_first(unit: Tensor, residual: Tensor, picks: int) -> tuple[Tensor, Tensor]:
-    """2. The residuals [T, picks] at which the tokens of each frame are picked, and their order, int64."""
-    apart, frame = distances(unit), torch.arange(len(unit), device=unit.device)
+def at_least(unit: Tensor, finite: Tensor) -> Tensor:
+    """1. The least residuals [T], in steps, of the tokens [T, N, D] of each frame, by those that are ``finite``."""
+    mean = unit.sum(1) / finite.sum(1, keepdim=True).clamp(min=1)
+    return steps(STILL * (1 - mean.square().sum(-1)), STEP)
+
+
+def farthest_first(apart: Tensor, residual: Tensor, picks: int) -> tuple[Tensor, Tensor]:
+    """2. The residuals [T, picks] at which the tokens of each frame are picked, and their order, int64.
+
+    ``apart`` [T, N, N]: their `distances`; ``residual`` [T, N]: what they begin with.
+    """
+    frame = torch.arange(len(apart), device=apart.device)
     at, order = [], []
     for _ in range(picks):
         most, pick = residual.max(1)

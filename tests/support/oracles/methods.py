@@ -287,6 +287,8 @@ def slow_adaptive(x: np.ndarray, a: np.ndarray, tokens: int) -> dict[int, int]:
         if not t:
             left = {j: steps(-float(np.mean([cosine(x[0, j], x[0, i]) for i in range(n)]))) for j in range(n)}
         changed |= {t * n + j: left[j] for j in left}
+        apart = [1 - cosine(x[t, i], x[t, j]) for i in range(n) for j in range(n)]
+        left = {j: max(most, round(0.7 * float(np.mean(apart)) / 1e-5)) for j, most in left.items()}
         for k in range(n):
             best = min(left, key=lambda j: (-left[j], j))
             residual = left.pop(best)
