@@ -141,8 +141,8 @@ def markdown(found: dict[str, Any], wide: bool = False) -> str:
     lines += [
         "## The ablation",
         "",
-        f"{len(asked.family)} questions about validation videos {named('validation', wide)}: few. What a change does has a",
-        f"95 % interval of {_reach(asked):.1f} points either way (median over the changes, against `as it is`).",
+        f"{len(asked.family)} questions about validation videos {named('validation', wide)}: few. What a change does",
+        f"has a 95 % interval of {_reach(asked):.1f} points either way (median of the changes, against `as it is`).",
         "What is changed stands in `benchmarks/tinyvlm/residuals.py`.",
         "",
     ]
