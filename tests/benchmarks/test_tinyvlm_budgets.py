@@ -55,9 +55,10 @@ def test_what_is_changed_is_the_method_but_for_the_change() -> None:
 
 
 @pytest.mark.longer
-def test_the_committed_page_is_what_the_committed_answers_say() -> None:
-    found = json.loads((RESULTS / f"{budgets.page(False)}.json").read_text())
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_committed_page_is_what_the_committed_answers_say(wide: bool) -> None:
+    found = json.loads((RESULTS / f"{budgets.page(wide)}.json").read_text())
     assert {part: list(answers) for part, answers in found.items()} == {
         part: [cell.key for cell in grid] for part, grid in budgets.GRIDS.items()
     }
-    assert (RESULTS / f"{budgets.page(False)}.md").read_text() == budgets.markdown(found)
+    assert (RESULTS / f"{budgets.page(wide)}.md").read_text() == budgets.markdown(found, wide)

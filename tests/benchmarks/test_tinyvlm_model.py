@@ -12,11 +12,12 @@ from torch.testing import assert_close
 pytest.importorskip("cv2")
 pytest.importorskip("transformers")
 
-from benchmarks.tinyvlm import batches, data, tokens, tower
+from benchmarks.tinyvlm import batches, data, tokens, tower, wide
 from benchmarks.tinyvlm.answers import MOST_TOKENS, Encoded, greedy, kept, pool, right
 from benchmarks.tinyvlm.features import encode
 from benchmarks.tinyvlm.grid import Cell
 from benchmarks.tinyvlm.model import Size, TinyVlm, build, load_weights, save_weights
+from benchmarks.tinyvlm.scenes import render
 from benchmarks.tinyvlm.variants import changed, variants
 from flashvid_vllm import FlashVidConfig, compress
 
@@ -156,3 +157,15 @@ def test_the_second_models_tower_tells_how_much_attention_each_token_receives() 
         torch.manual_seed(0)
         model = TinyVlm(Size(64, 2, 2, 128, tower.WIDTH)).requires_grad_(False)
     assert model.video_tokens(features).shape == (6, 49, 64)  # 49 tokens already: not pooled again
+
+
+@pytest.mark.longer("a video LLM; nothing in make test reads its weights")
+def test_the_second_models_committed_weights_answer_what_they_were_trained_for() -> None:
+    """Of videos that neither was trained on; chance is a quarter."""
+    model, network = load_weights(wide.WEIGHTS), tower.load()
+    answers: list[bool] = []
+    for number in range(12):
+        features = tower.encode(network, render(data.video("wide-validation", number)), False)[0]
+        rows = model.video_tokens(features).flatten(0, 1)
+        answers += right(model, rows, data.questions("wide-validation", number))
+    assert sum(answers) / len(answers) > 0.75
