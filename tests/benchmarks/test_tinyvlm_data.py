@@ -3,6 +3,7 @@
 
 import math
 from collections import Counter
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +23,7 @@ SPLITS: tuple[backgrounds.Split, ...] = ("train", "validation", "test")
 WIDE: tuple[backgrounds.Split, ...] = ("wide-train", "wide-validation", "wide-test")
 
 
+@cache
 def asked(split: backgrounds.Split) -> list[Question]:
     """All questions of VIDEOS videos."""
     return [question for number in range(VIDEOS) for question in data.questions(split, number)]

@@ -47,7 +47,7 @@ CASES: dict[str, tuple[str, list[Clip], list[np.ndarray]]] = {
         [],
     ),
 }
-VARIANTS = ("qwen3_vl_moe", "qwen3_5_moe", "llava_onevision_clip", "llava_video_frame", "llava_video-original")
+VARIANTS = ("qwen3_vl_moe", "qwen3_5_moe", "llava_onevision_clip", "llava_video", "llava_video_frame")
 
 
 @dataclass(frozen=True)

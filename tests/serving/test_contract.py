@@ -172,6 +172,7 @@ def test_the_installed_vllm_is_as_recorded(installed: tuple[str, Derivation]) ->
     assert len(derivation.contract.symbols) > 100
 
 
+@pytest.mark.longer("the contract again, on a copy")
 def test_a_change_planted_in_a_copy_of_vllm_is_reported(installed: tuple[str, Derivation], tmp_path: Path) -> None:
     release, derivation = installed
     source = derivation.sources.roots["vllm"]
