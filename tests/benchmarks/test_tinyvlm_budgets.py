@@ -54,7 +54,7 @@ def test_what_is_changed_is_the_method_but_for_the_change() -> None:
     assert len(set(floor.tolist())) == 7
 
 
-@pytest.mark.longer
+@pytest.mark.longer("tables of 1,287 questions")
 @pytest.mark.parametrize("wide", [False, True])
 def test_the_committed_page_is_what_the_committed_answers_say(wide: bool) -> None:
     found = json.loads((RESULTS / f"{budgets.page(wide)}.json").read_text())
