@@ -9,12 +9,14 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from safetensors.torch import save_file
 
 from flashvid_vllm import env_info
 
@@ -127,6 +129,16 @@ def write_json(results: Cell, path: Path) -> None:
         lines = "[\n  " + ",\n  ".join(entries) + "\n ]" if entries else json.dumps(value)
         parts.append(f' "{key}": {lines}')
     path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def write_weights(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        new = Path(file.name)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new, metadata=metadata)
+    new.chmod(0o644)
+    new.replace(path)
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:

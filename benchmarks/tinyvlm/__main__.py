@@ -135,8 +135,8 @@ def encode_less(options: argparse.Namespace) -> None:
 
 
 def compare_budgets(options: argparse.Namespace) -> None:
-    """Budgets that follow the video, on the first test videos, and their ablation on validation videos."""
-    budgets.write(budgets.answer(load_weights(options.weights), CACHE), options.results)
+    """Budgets that follow the video, and their ablation."""
+    write_budgets(budgets.FIRST, options.weights, options.results)
 
 
 def compare_again(options: argparse.Namespace) -> None:
@@ -144,7 +144,12 @@ def compare_again(options: argparse.Namespace) -> None:
     if not wide.WEIGHTS.exists():
         check_guesses(wide.without_videos(), options.results / "blind-wide.json")
         wide.train()
-    budgets.write(budgets.answer(load_weights(wide.WEIGHTS), CACHE, wide=True), options.results, wide=True)
+    write_budgets(budgets.SECOND, wide.WEIGHTS, options.results)
+
+
+def write_budgets(page: budgets.Page, weights: Path, results: Path) -> None:
+    """A model's answers, and its page."""
+    budgets.write(budgets.answer(load_weights(weights), page, CACHE), page, results)
 
 
 def drop_inside(options: argparse.Namespace) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from flashvid_vllm import FlashVidConfig, compress
 
 from .batches import IGNORED, Sample, collate, question_states
-from .features import PATCHES, Store
-from .model import TinyVlm
+from .features import Store
+from .model import TinyVlm, pool
 from .questions import Question
 from .tokens import END, USER, encode, question_ids, tokenizer
 
@@ -41,15 +41,7 @@ def encoded(model: TinyVlm, store: Store, number: int, frames: Sequence[int] | N
     features, attention = store.features(number), store.attention(number)
     if frames is not None:
         features, attention = features[list(frames)], attention[list(frames)]
-    return Encoded(
-        model.video_tokens(features.float()), pool(attention) if attention.shape[1] == PATCHES else attention
-    )
-
-
-def pool(attention: Tensor) -> Tensor:
-    """[T, 196] -> [T, 49], the mean of 2 x 2 as the features are pooled."""
-    side = int(attention.shape[1] ** 0.5)
-    return attention.unflatten(1, (side // 2, 2, side // 2, 2)).mean((2, 4)).flatten(1)
+    return Encoded(model.video_tokens(features.float()), pool(attention))
 
 
 def kept(video: Encoded, config: FlashVidConfig | None) -> Tensor:

@@ -46,17 +46,10 @@ TEST = (
 )
 
 
-_WORDS: dict[Split, Split] = {
-    "long": "test",
-    "wide-train": "train",
-    "wide-validation": "validation",
-    "wide-test": "test",
-}
-
-
-def words_of(split: Split) -> Split:
-    """The split of "train", "validation" and "test" whose words and backgrounds a split has."""
-    return _WORDS.get(split, split)
+def base_of(split: Split) -> Split:
+    """Which of "train", "validation" and "test" a split is one of: it has the words and the backgrounds of that one."""
+    bases: tuple[Split, ...] = ("train", "validation", "test")
+    return next((base for base in bases if split.endswith(base)), "test")
 
 
 def is_wide(split: Split) -> bool:
@@ -66,7 +59,7 @@ def is_wide(split: Split) -> bool:
 
 def shots(split: Split) -> tuple[Shot, ...]:
     """The shots of a split; validation has the training's, in videos of its own."""
-    return TEST if words_of(split) == "test" else TRAIN
+    return TEST if base_of(split) == "test" else TRAIN
 
 
 def background(rng: np.random.Generator, split: Split, frames: int, still: bool) -> list[tuple[View, str]]:

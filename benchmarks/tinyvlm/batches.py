@@ -87,10 +87,8 @@ def _stretched(video: Video, rng: Rng, length: int | None) -> list[int]:
     usual = min(len(frame.marks) for frame in video)
     event = [t for t, frame in enumerate(video) if len(frame.marks) > usual][:BRIEF]
     still = [t for t, frame in enumerate(video) if len(frame.marks) == usual]
-    if length is None:
-        length = min(
-            int(rng.integers(LONG, LONGEST + 1)), int(rng.integers(LONG, LONGEST + 1))
-        )  # rather short than long
+    if length is None:  # rather short than long
+        length = min(int(rng.integers(LONG, LONGEST + 1)), int(rng.integers(LONG, LONGEST + 1)))
     place = int(rng.integers(2, length - len(event) - 1))
     held = [int(t) for t in rng.choice(still, length - len(event))]
     return [*held[:place], *event, *held[place:]]

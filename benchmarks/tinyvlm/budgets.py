@@ -27,7 +27,7 @@ from .grid import PLAIN, Cell
 from .model import TinyVlm
 from .questions import FAMILIES
 from .residuals import CHANGES, compress
-from .stats import holm, interval, mcnemar, percent
+from .stats import as_line, holm, interval, mcnemar, of_line, percent
 
 RATIOS = (0.25, 0.20, 0.15, 0.10, 0.05)
 OURS = "adaptive"
@@ -43,12 +43,34 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 POSITIONS = ("consecutive", "original")
 ABLATION_RATIOS = (0.25, 0.10, 0.05)
-# of the first model and of the second: the videos that questions are about, of which split. The first model's test
-# videos before 57 showed what an earlier `adaptive` lacked, and are not asked about again.
-VIDEOS: dict[str, tuple[tuple[Split, range], tuple[Split, range]]] = {
-    "test": (("test", range(57, 160)), ("wide-test", range(160))),
-    "validation": (("validation", range(31)), ("wide-validation", range(31))),
-}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A model's page: the name of its file, what follows the title, the stage that makes it, and for each of GRIDS the
+    split and the videos that it asks about."""
+
+    name: str
+    title: str
+    stage: str
+    test: tuple[Split, range]
+    validation: tuple[Split, range]
+
+    def videos(self, part: str) -> tuple[Split, range]:
+        """Of "test" or "validation"."""
+        return self.test if part == "test" else self.validation
+
+    def numbers(self, part: str) -> str:
+        """The same, to be read."""
+        videos = self.videos(part)[1]
+        return f"{videos.start} to {videos.stop - 1}"
+
+
+# The first model's test videos before 57 showed what an earlier `adaptive` lacked, and are not asked about again.
+FIRST = Page("budgets", "", "budgets", ("test", range(57, 160)), ("validation", range(31)))
+SECOND = Page(
+    "budgets-wide", ", on the second model", "wide", ("wide-test", range(160)), ("wide-validation", range(31))
+)
 
 
 def cells() -> list[Cell]:
@@ -89,19 +111,16 @@ def changes() -> list[Cell]:
 GRIDS = {"test": cells(), "validation": changes()}
 
 
-def answer(model: TinyVlm, root: Path, wide: bool = False) -> dict[str, Any]:
-    """Of "test" and "validation": cell -> a string, "1" for each question that is answered right.
-
-    ``wide``: of the second model's splits. Computes the features that are missing.
-    """
-    return {name: _answers(model, *VIDEOS[name][wide], grid, root) for name, grid in GRIDS.items()}
+def answer(model: TinyVlm, page: Page, root: Path) -> dict[str, Any]:
+    """Of "test" and "validation": cell -> the answers as `stats.as_line` has them. Computes missing features."""
+    return {part: _answers(model, *page.videos(part), grid, root) for part, grid in GRIDS.items()}
 
 
 def _answers(model: TinyVlm, split: Split, videos: range, grid: list[Cell], root: Path) -> dict[str, str]:
     questions, store = asked_about(split, videos), Store(split, videos.stop, root)
     store.fill()
     found = {(entry["cell"], entry["video"]): entry["right"] for entry in run(model, store, grid, questions).cells}
-    return {cell.key: "".join(str(int(x)) for n in questions for x in found[cell.key, n]) for cell in grid}
+    return {cell.key: as_line(x for n in questions for x in found[cell.key, n]) for cell in grid}
 
 
 def asked_about(split: Split, videos: range) -> Questions:
@@ -109,39 +128,37 @@ def asked_about(split: Split, videos: range) -> Questions:
     return {number: data.questions(split, number) for number in videos}
 
 
-def markdown(found: dict[str, Any], wide: bool = False) -> str:
+def markdown(found: dict[str, Any], page: Page) -> str:
     """The tables of what `answer` gives."""
-    whole = Asked.about("test", wide, found)
+    whole = Asked.about("test", page, found)
     asked = whole.learned(whole.right[f"{PLAIN}@1"])
     missed = [f for f in whole.families if f not in asked.families]
     counts = ", ".join(f"{f} {count}" for f, count in asked.families.items())
     plain = asked.right[f"{PLAIN}@1"]
     by_family = ", ".join(f"{f} {percent(plain[asked.family == f])}" for f in asked.families)
-    name = page(wide)
     lines = [
-        f"# Budgets that follow the video{', on the second model' if wide else ''}",
+        f"# Budgets that follow the video{page.title}",
         "",
-        f"{len(asked.family)} questions about test videos {named('test', wide)}, in percent; all",
+        f"{len(asked.family)} questions about test videos {page.numbers('test')}, in percent; all",
         f"tokens {percent(plain)} ({by_family}). Questions by family: {counts}.",
         *([f"Left out, as the model answers them in less than {LEARNED:.0%}: {', '.join(missed)}."] if missed else []),
         f"`- other`: {OURS} minus that setting on the same questions, with its 95 % interval (bootstrap over videos),",
         "and McNemar's p after Holm's correction over the settings of a table. By family: the setting's own accuracy,",
         f"with * where the interval of {OURS} minus it is above 0, with - where it is below; these marks are not",
         "corrected for their number. `adaptive` was chosen on the first model's validation videos alone.",
-        f"`python -m benchmarks.tinyvlm {'wide' if wide else 'budgets'}` makes this page and",
-        f"[its answers]({name}.json).",
+        f"`python -m benchmarks.tinyvlm {page.stage}` makes this page and",
+        f"[its answers]({page.name}.json).",
         "",
     ]
     for positions in POSITIONS:
         lines += [f"## `positions` {positions}", "", *_overview(asked, SETTINGS, positions, RATIOS), ""]
         for ratio in RATIOS:
             lines += [f"### {ratio:.0%}, {positions}", "", *_table(asked, positions, ratio), ""]
-    asked = Asked.about("validation", wide, found)
-    asked = asked.only(tuple(f for f in asked.families if f not in missed))
+    asked = Asked.about("validation", page, found).only(asked.families)
     lines += [
         "## The ablation",
         "",
-        f"{len(asked.family)} questions about validation videos {named('validation', wide)}: few. What a change does",
+        f"{len(asked.family)} questions about validation videos {page.numbers('validation')}: few. What a change does",
         f"has a 95 % interval of {_reach(asked):.1f} points either way (median of the changes, against `as it is`).",
         "What is changed stands in `benchmarks/tinyvlm/residuals.py`.",
         "",
@@ -160,16 +177,16 @@ class Asked:
     video: np.ndarray
 
     @classmethod
-    def about(cls, part: str, wide: bool, found: dict[str, Any]) -> "Asked":
+    def about(cls, part: str, page: Page, found: dict[str, Any]) -> "Asked":
         """The "test" or "validation" part of what `answer` gives."""
-        questions = asked_about(*VIDEOS[part][wide])
-        right = {key: np.array([c == "1" for c in line]) for key, line in found[part].items()}
+        questions = asked_about(*page.videos(part))
+        right = {key: of_line(line) for key, line in found[part].items()}
         family = np.array([q.family for asked in questions.values() for q in asked])
         return cls(right, family, np.array([number for number, asked in questions.items() for _ in asked]))
 
-    def only(self, families: Sequence[str]) -> "Asked":
+    def only(self, families: Iterable[str]) -> "Asked":
         """The questions of these families."""
-        of_them = np.isin(self.family, families)
+        of_them = np.isin(self.family, list(families))
         right = {key: answers[of_them] for key, answers in self.right.items()}
         return Asked(right, self.family[of_them], self.video[of_them])
 
@@ -224,19 +241,8 @@ def _table(asked: Asked, positions: str, ratio: float) -> list[str]:
     return lines
 
 
-def named(part: str, wide: bool) -> str:
-    """The numbers of the videos."""
-    videos = VIDEOS[part][wide][1]
-    return f"{videos.start} to {videos.stop - 1}"
-
-
-def page(wide: bool) -> str:
-    """The name of the page and its answers, without ending."""
-    return "budgets-wide" if wide else "budgets"
-
-
-def write(found: dict[str, Any], folder: Path, wide: bool = False) -> None:
+def write(found: dict[str, Any], page: Page, folder: Path) -> None:
     """Write the page and its answers."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{page(wide)}.json").write_text(json.dumps(found, indent=1) + "\n")
-    (folder / f"{page(wide)}.md").write_text(markdown(found, wide))
+    (folder / f"{page.name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / f"{page.name}.md").write_text(markdown(found, page))

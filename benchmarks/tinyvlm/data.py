@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .backgrounds import Split, is_wide, words_of
+from .backgrounds import Split, base_of, is_wide
 from .questions import FAMILIES, Question, ask
 from .scenes import Video, render
 from .scripts import Script, write
@@ -34,10 +34,10 @@ def generator(split: Split, number: int, purpose: str) -> np.random.Generator:
 def script(split: Split, number: int) -> Script:
     """Video ``number`` of a split, and what it was meant to show."""
     rng = generator(split, number, "video")
-    shares = WIDE_KINDS if is_wide(split) else TEST_KINDS if words_of(split) == "test" else KINDS
+    shares = WIDE_KINDS if is_wide(split) else TEST_KINDS if base_of(split) == "test" else KINDS
     kind = str(rng.choice(list(shares), p=list(shares.values())))
     frames = LONG_FRAMES if split == "long" else None
-    if kind == "event" and words_of(split) == "train":
+    if kind == "event" and base_of(split) == "train":
         frames = EVENT_FRAMES
     elif kind == "event" and is_wide(split):
         kind = "timed"

@@ -24,11 +24,11 @@ from flashvid_vllm.core.levels import PixelScale, frame_rows
 from ..common import clip_model
 from ..common.record import Cells
 from . import data
-from .answers import Encoded, pool, right
+from .answers import Encoded, right
 from .evaluate import answers_in, results_file
 from .features import PATCHES, Store
 from .grid import PLAIN, SPREAD, Cell, chosen
-from .model import TinyVlm
+from .model import TinyVlm, pool
 from .progress import progress
 from .questions import FAMILIES, Question
 from .scenes import Video, render

@@ -17,7 +17,7 @@ from ..common.record import Cells, plugin_sources
 from ..common.record import fingerprint as code_of
 from . import data
 from .answers import encoded, right
-from .backgrounds import Split, words_of
+from .backgrounds import Split, base_of
 from .features import Store, fingerprint
 from .grid import FEWER, PLAIN, QUESTIONS, Cell, cells, chosen, long_cells
 from .model import TinyVlm
@@ -41,7 +41,7 @@ def results_file(model: TinyVlm, split: Split, questions: Questions, root: Path)
     weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     digest = hashlib.sha256(weights.numpy().tobytes() + repr(questions).encode())
     digest.update(f"{fingerprint(split)} {code_of(plugin_sources())}".encode())
-    if words_of(split) == "validation":  # where variants are tried
+    if base_of(split) == "validation":  # where variants are tried
         for changes in ("variants.py", "residuals.py"):
             digest.update(Path(__file__).with_name(changes).read_bytes())
     return root / "answers" / f"{split}-{digest.hexdigest()[:12]}.jsonl"

@@ -23,7 +23,7 @@ from ..common import clip_model
 from ..common.clips import CLIPS, ROOT
 from ..common.machine import model_dtype
 from . import data, tower
-from .backgrounds import Split, is_wide, words_of
+from .backgrounds import Split, base_of, is_wide
 from .progress import progress
 from .scenes import PIXELS, render
 
@@ -34,14 +34,42 @@ SAVE_EVERY = 25  # batches
 CACHE = ROOT / ".cache" / "tinyvlm"
 
 
+Encode = Callable[..., list[Tensor]]  # see `encode`
+
+
+@dataclass(frozen=True)
+class Tower:
+    """What makes a split's features.
+
+    Attributes:
+        tokens, width: of a frame's features.
+        identity: what the features depend on.
+        load: ready to run, for features that are to be exact or not.
+    """
+
+    tokens: int
+    width: int
+    identity: Callable[[], bytes]
+    load: Callable[[bool], Encode]
+
+
+def tower_of(split: Split) -> Tower:
+    """CLIP, or in wide splits the second model's own."""
+    if is_wide(split):
+        return Tower(tower.TOKENS, tower.WIDTH, tower.weights, lambda _: partial(tower.encode, tower.load()))
+    return Tower(PATCHES, WIDTH, f"{clip_model.SOURCE.sha256} {clip_model.VERSION} {DEPTH}".encode, _load_clip)
+
+
+def _load_clip(exact: bool) -> Encode:
+    dtype = torch.float32 if exact else getattr(torch, model_dtype())
+    return partial(encode, clip_model.tower(clip_model.load()).to(dtype))
+
+
 @cache
 def fingerprint(split: Split) -> str:
     """What a split's frames depend on, as 12 hexadecimal digits: clips, tower, and what is written and drawn."""
     digest = hashlib.sha256(repr([source.sha256 for source in CLIPS.values()]).encode())
-    if is_wide(split):
-        digest.update(tower.weights())
-    else:
-        digest.update(f"{clip_model.SOURCE.sha256} {clip_model.VERSION} {DEPTH}".encode())
+    digest.update(tower_of(split).identity())
     for number in range(200):
         digest.update(repr(data.video(split, number)).encode())
     for number in range(8):
@@ -53,7 +81,7 @@ def fingerprint(split: Split) -> str:
 class Store:
     """The features of the first ``count`` videos of a split, float32 in the split "test", bf16 in others.
 
-    In wide splits they are the second model's tower's: [T, 49, 192], and the attention [T, 49].
+    A frame has the tokens N and the width C of the split's `Tower`.
     """
 
     split: Split
@@ -68,12 +96,12 @@ class Store:
     @property
     def compressible(self) -> bool:
         """Whether the attention is kept: training never compresses."""
-        return words_of(self.split) != "train"
+        return base_of(self.split) != "train"
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Of a frame's features."""
-        return (tower.TOKENS, tower.WIDTH) if is_wide(self.split) else (PATCHES, WIDTH)
+    def tower(self) -> Tower:
+        """What makes the features."""
+        return tower_of(self.split)
 
     @property
     def folder(self) -> Path:
@@ -101,11 +129,11 @@ class Store:
             )
 
     def features(self, number: int) -> Tensor:
-        """[T, *shape] of video ``number``, float32 or bf16, read from disk when used."""
+        """[T, N, C] of video ``number``, float32 or bf16, read from disk when used."""
         return self._rows(self._features, number)
 
     def attention(self, number: int) -> Tensor:
-        """[T, shape[0]] float32, the attention that each token receives in its last layer; not of training videos."""
+        """[T, N] float32, the attention that each token receives in its last layer; not of training videos."""
         return self._rows(self._attention, number)
 
     def _rows(self, memory: Tensor, number: int) -> Tensor:
@@ -115,13 +143,15 @@ class Store:
 
     @cached_property
     def _features(self) -> Tensor:
-        return self._map("features", self.shape, torch.float32 if self.exact else torch.bfloat16)
+        return self._map(
+            "features", (self.tower.tokens, self.tower.width), torch.float32 if self.exact else torch.bfloat16
+        )
 
     @cached_property
     def _attention(self) -> Tensor:
         if not self.compressible:
             raise ValueError("the attention of training videos is not kept; that of all others is")
-        return self._map("attention", self.shape[:1], torch.float32)
+        return self._map("attention", (self.tower.tokens,), torch.float32)
 
     def _map(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         kind: Any = np.float32 if dtype == torch.float32 else np.int16  # numpy has no bf16
@@ -134,7 +164,7 @@ class Store:
         if self.done >= total:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        run = self._tower()
+        run = self.tower.load(self.exact)
         files = [(self.folder / f"{name}.bin", size) for name, size in self._sizes().items()]
         with progress(f"{self.split} frames", total, self.done) as advance:
             while (done := self.done) < total:
@@ -147,17 +177,10 @@ class Store:
                         file.write(output.contiguous().view(torch.uint8).numpy().tobytes())
                 self._mark(stop)
 
-    def _tower(self) -> Callable[..., list[Tensor]]:
-        if is_wide(self.split):
-            return partial(tower.encode, tower.load())
-        dtype = torch.float32 if self.exact else getattr(torch, model_dtype())
-        return partial(encode, clip_model.tower(clip_model.load()).to(dtype))
-
     def _sizes(self) -> dict[str, int]:
         """Bytes a frame in each file."""
-        tokens, width = self.shape
-        features = tokens * width * (4 if self.exact else 2)
-        return {"features": features} | ({"attention": 4 * tokens} if self.compressible else {})
+        features = self.tower.tokens * self.tower.width * (4 if self.exact else 2)
+        return {"features": features} | ({"attention": 4 * self.tower.tokens} if self.compressible else {})
 
     def _frames(self, start: int, stop: int) -> np.ndarray:
         """Frames ``start`` to before ``stop`` of the split's, [n, 224, 224, 3] uint8."""

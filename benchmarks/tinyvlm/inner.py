@@ -26,7 +26,7 @@ from .model import Size, TinyVlm
 from .progress import progress
 from .questions import FAMILIES, Question
 from .served import SERVER, ask_server
-from .stats import holm, interval, mcnemar, percent
+from .stats import as_line, holm, interval, mcnemar, of_line, percent
 
 VIDEOS = 48
 SERVED_VIDEOS = 40  # some 300 questions
@@ -126,7 +126,7 @@ def _answer(model: TinyVlm, video: answers.Encoded, cell: Cell, questions: Seque
 
 def _together(found: Cells, grid: Sequence[Cell], questions: dict[int, list[Question]]) -> dict[str, Any]:
     entries = {(entry["cell"], entry["video"]): entry for entry in found.cells}
-    lines = {cell.key: "".join(str(int(x)) for n in questions for x in entries[cell.key, n]["right"]) for cell in grid}
+    lines = {cell.key: as_line(x for n in questions for x in entries[cell.key, n]["right"]) for cell in grid}
     shares = {cell.key: float(np.mean([entries[cell.key, n]["entering"] for n in questions])) for cell in grid}
     return {"videos": len(questions), "answers": lines, "entering": shares}
 
@@ -170,7 +170,7 @@ def markdown(found: dict[str, Any]) -> str:
     """The tables of what `answer` gives, with what `serve` gives as ``served``."""
     pairs = [(n, question) for n, entries in asked(found["videos"]).items() for question in entries]
     video, family = np.array([n for n, _ in pairs]), np.array([q.family for _, q in pairs])
-    lines = {key: np.array([c == "1" for c in line]) for key, line in found["answers"].items()}
+    lines = {key: of_line(line) for key, line in found["answers"].items()}
     text = [
         "# Inside the LLM",
         "",
@@ -200,7 +200,7 @@ def markdown(found: dict[str, Any]) -> str:
         for key, line in served.items():
             name, ratio = key.split("@")
             own = lines[f"{hybrid(*PAPERS) if name == 'hybrid' else f'fastv {FASTV[0]}'}@{ratio}"]
-            there = np.array([c == "1" for c in line])
+            there = of_line(line)
             own = own[: len(there)]
             row = [f"{name}, {float(ratio):.0%}", percent(own), percent(there)]
             text.append(f"| {' | '.join(row)} | {(own == there).sum()} of {len(own)} |")

@@ -2,7 +2,6 @@
 """The model: what is trained (projector, newline, LLM) as one module, and the LLaVA-OneVision directory around it."""
 
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2ForCausalLM
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
 
 from ..common import clip_model
+from ..common.record import write_weights
 from ..common.tiny_model import save as save_directory
 from ..common.tiny_model.llava import HUB_NAMES
 from ..common.tiny_model.parts import Parts
@@ -142,14 +142,9 @@ class TinyVlm(nn.Module):
     def video_tokens(self, features: Tensor) -> Tensor:
         """[T, 196, 768] of the tower -> [T, 49, D], as transformers and vLLM do: project, then pool.
 
-        Halving an even side by bilinear interpolation is the mean of 2 x 2. What has 49 tokens already is projected
-        alone.
+        What has 49 tokens already is projected alone.
         """
-        side = math.isqrt(PATCHES)
-        x: Tensor = self.projector(features)
-        if x.shape[1] == TOKENS:
-            return x
-        return x.unflatten(1, (side // 2, 2, side // 2, 2)).mean((2, 4)).flatten(1, 2)
+        return pool(self.projector(features))
 
     def embed(self, ids: Tensor) -> Tensor:
         """Ids [...] -> [..., D]."""
@@ -172,16 +167,21 @@ class TinyVlm(nn.Module):
         return logits
 
 
+def pool(x: Tensor) -> Tensor:
+    """[T, 196, ...] -> [T, 49, ...]; what has 49 already stays.
+
+    Halving an even side by bilinear interpolation is the mean of 2 x 2.
+    """
+    if x.shape[1] == TOKENS:
+        return x
+    side = math.isqrt(x.shape[1])
+    return x.unflatten(1, (side // 2, 2, side // 2, 2)).mean((2, 4)).flatten(1, 2)
+
+
 def save_weights(model: TinyVlm, path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """The trained weights, with the size of the LLM, in a file of a few MB; without the tower's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {"format": "pt", **{name: str(value) for name, value in vars(model.size).items()}}
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        new = Path(file.name)
-    save_file(tensors, new, metadata=metadata)
-    new.chmod(0o644)
-    new.replace(path)
+    tensors = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
+    write_weights(tensors, path, {"format": "pt", **{name: str(value) for name, value in vars(model.size).items()}})
 
 
 def load_weights(path: Path = WEIGHTS) -> TinyVlm:

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .backgrounds import SCENES, Split, is_wide, words_of
+from .backgrounds import SCENES, Split, base_of, is_wide
 from .scenes import COLOURS, DOT, SHAPES, Mark, Video
 from .scripts import DIRECTIONS, INTERVAL, INTERVALS, LETTERS, split_of_word
 
@@ -126,10 +126,10 @@ def _print(seen: Facts, rng: Rng, split: Split) -> Iterator[Question]:
         if track[0][1].is_small:
             wrong = [_changed(name, rng, split) for _ in range(12)]
             near: list[str] = []
-            if words_of(split) != "train":  # the answer is no more like the others than they are like one another
+            if base_of(split) != "train":  # the answer is no more like the others than they are like one another
                 near = _all_different([name], [_changed(name, rng, split) for _ in range(60)])
-            text, (near, wrong) = "what is the small word", ([spell(word) for word in words] for words in (near, wrong))
-            yield _question(rng, "print", text, spell(name), near, wrong)
+            answer, near, wrong = spell(name), [spell(word) for word in near], [spell(word) for word in wrong]
+            yield _question(rng, "print", "what is the small word", answer, near, wrong)
 
 
 def _all_different(words: list[str], more: Sequence[str]) -> list[str]:
@@ -152,7 +152,7 @@ def _changed(word: str, rng: Rng, split: Split) -> str:
         for place in rng.permutation(len(word))[: int(rng.integers(2, 4))]:
             letters[place] = LETTERS[rng.integers(len(LETTERS))]
         changed = "".join(letters)
-        if sum(a != b for a, b in zip(word, changed, strict=True)) >= 2 and split_of_word(changed) == words_of(split):
+        if sum(a != b for a, b in zip(word, changed, strict=True)) >= 2 and split_of_word(changed) == base_of(split):
             return changed
 
 
@@ -256,7 +256,7 @@ def _number(seen: Facts, rng: Rng, _: Split) -> Iterator[Question]:
 
 
 def _side(seen: Facts, rng: Rng, split: Split) -> Iterator[Question]:
-    there, training = _crowded(seen), words_of(split) == "train"
+    there, training = _crowded(seen), base_of(split) == "train"
     pairs = [(name, other) for name in there for other in there if name != other]
     if not training:  # of two that say the same one, and none that is nearly diagonal
         pairs = [pair if rng.random() < 0.5 else pair[::-1] for pair in pairs if pair[0] < pair[1]]

@@ -78,6 +78,11 @@ class Mark:
         across, down = SMALL_PLATE if self.is_small else PLATE
         return (across / 2, down / 2) if self.is_word else (self.radius, self.radius)
 
+    def overlaps(self, other: "Mark", margin: float = 0.0) -> bool:
+        """Whether the squares around both are nearer than ``margin`` pixels, across and down."""
+        (a, b), (c, d) = self.reach, other.reach
+        return abs(self.x - other.x) <= a + c + margin and abs(self.y - other.y) <= b + d + margin
+
     @property
     def is_small(self) -> bool:
         """Whether it is a word in small print."""

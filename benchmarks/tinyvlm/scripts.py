@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .backgrounds import Split, background, is_wide, words_of
+from .backgrounds import Split, background, base_of, is_wide
 from .scenes import COLOURS, DOT, PIXELS, PLATE, SHAPES, SMALL_PLATE, SMALL_PRINT, Frame, Mark, Video
 
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -61,7 +61,7 @@ def draw_word(rng: Rng, split: Split, length: int = WORD_LENGTH) -> str:
     """A word of the split."""
     while True:
         word = "".join(LETTERS[i] for i in rng.integers(0, len(LETTERS), length))
-        if split_of_word(word) == words_of(split):
+        if split_of_word(word) == base_of(split):
             return word
 
 
@@ -162,7 +162,10 @@ def _event(rng: Rng, intent: Intent, frames: int | None) -> Marks:
     comes, stays = _two_apart(rng)
     intent.brief = comes.name
     length = int(rng.integers(1, 3))
-    start = int(rng.integers(2, total - length - 1))
+    return _for_a_moment(comes, stays, total, int(rng.integers(2, total - length - 1)), length)
+
+
+def _for_a_moment(comes: Mark, stays: Mark, total: int, start: int, length: int) -> Marks:
     return [[stays, comes] if start <= t < start + length else [stays] for t in range(total)]
 
 
@@ -172,7 +175,7 @@ def _timed(rng: Rng, intent: Intent, _: int | None) -> Marks:
     intent.brief = comes.name
     first = int(rng.integers(INTERVALS)) * INTERVAL
     start = int(rng.integers(max(2, first), min(first + INTERVAL, total - 1) - length + 1))
-    return [[stays, comes] if start <= t < start + length else [stays] for t in range(total)]
+    return _for_a_moment(comes, stays, total, start, length)
 
 
 def _crowd(rng: Rng, _: Intent, frames: int | None) -> Marks:
@@ -229,14 +232,15 @@ def _add_dot(rng: Rng, marks: Marks) -> None:
 def _add_print(rng: Rng, split: Split, marks: Marks, intent: Intent) -> None:
     """A word in small print in all frames, where nothing else comes."""
     word = draw_word(rng, split, SMALL_PRINT)
-    reach = SMALL_PLATE[0] / 2 + 2, SMALL_PLATE[1] / 2 + 2
+    (across, down), margin = SMALL_PLATE, 2
     others = {mark for shown in marks for mark in shown}
     for _ in range(30):
-        x, y = (float(rng.uniform(edge, PIXELS - edge)) for edge in reach)
-        if not any(abs(m.x - x) < reach[0] + m.reach[0] and abs(m.y - y) < reach[1] + m.reach[1] for m in others):
+        x, y = (float(rng.uniform(edge, PIXELS - edge)) for edge in (across / 2 + margin, down / 2 + margin))
+        placed = Mark(word, "black", x, y)
+        if not any(placed.overlaps(mark, margin) for mark in others):
             intent.printed = word
             for shown in marks:
-                shown.append(Mark(word, "black", x, y))
+                shown.append(placed)
             return
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Intervals and paired tests for right and wrong answers. Questions about one video are not independent."""
 
+from collections.abc import Iterable
 from math import comb
 
 import numpy as np
@@ -43,3 +44,13 @@ def holm(p: dict[str, float]) -> dict[str, float]:
 def percent(right: np.ndarray) -> str:
     """The accuracy of [n] bool, as tables have it."""
     return f"{100 * right.mean():.1f}"
+
+
+def as_line(right: Iterable[bool]) -> str:
+    """Answers as a committed file has them: "1" for each right one, "0" for each wrong one."""
+    return "".join(str(int(x)) for x in right)
+
+
+def of_line(line: str) -> np.ndarray:
+    """[n] bool of what `as_line` gives."""
+    return np.array([character == "1" for character in line])

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Training of the second model's tower, on single frames: each token is told which words describe what it shows."""
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ..common.record import write_weights
 from . import data
 from .alignment import WORDS, described
 from .progress import progress
@@ -45,12 +44,7 @@ def train(path: Path = WEIGHTS, seed: int = 1) -> Tower:
             optimizer.step()
             schedule.step()
             advance(1, f"loss {float(loss.detach()):.3f}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        new = Path(file.name)
-    save_file({name: tensor.contiguous() for name, tensor in tower.state_dict().items()}, new)
-    new.chmod(0o644)
-    new.replace(path)
+    write_weights(tower.state_dict(), path)
     return tower
 
 
@@ -75,9 +69,8 @@ def _steps(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _apart(marks: list[Mark]) -> tuple[Mark, ...]:
     """The marks that none before them lies under."""
-    kept: list[tuple[Mark, tuple[float, float]]] = []
+    kept: list[Mark] = []
     for mark in marks:
-        across, down = mark.reach
-        if all(abs(mark.x - m.x) > across + a or abs(mark.y - m.y) > down + d for m, (a, d) in kept):
-            kept.append((mark, (across, down)))
-    return tuple(mark for mark, _ in kept)
+        if not any(mark.overlaps(other) for other in kept):
+            kept.append(mark)
+    return tuple(kept)

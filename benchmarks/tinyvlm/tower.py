@@ -14,10 +14,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from .scenes import PIXELS
+
 WEIGHTS = Path(__file__).parent / "weights" / "tower.safetensors"
-TOKENS = 49  # of a frame
 WIDTH, HEADS, LAYERS = 192, 4, 2
 CHANNELS = (32, 64, 128, WIDTH)  # behind strides of 4, 2, 2 and 2
+TOKENS = (PIXELS // 32) ** 2  # of a frame
 BATCH = 32  # frames, when it is used
 
 

@@ -55,10 +55,10 @@ def test_what_is_changed_is_the_method_but_for_the_change() -> None:
 
 
 @pytest.mark.longer("tables of 1,287 questions")
-@pytest.mark.parametrize("wide", [False, True])
-def test_the_committed_page_is_what_the_committed_answers_say(wide: bool) -> None:
-    found = json.loads((RESULTS / f"{budgets.page(wide)}.json").read_text())
+@pytest.mark.parametrize("page", [budgets.FIRST, budgets.SECOND], ids=lambda page: page.name)
+def test_the_committed_page_is_what_the_committed_answers_say(page: budgets.Page) -> None:
+    found = json.loads((RESULTS / f"{page.name}.json").read_text())
     assert {part: list(answers) for part, answers in found.items()} == {
         part: [cell.key for cell in grid] for part, grid in budgets.GRIDS.items()
     }
-    assert (RESULTS / f"{budgets.page(wide)}.md").read_text() == budgets.markdown(found, wide)
+    assert (RESULTS / f"{page.name}.md").read_text() == budgets.markdown(found, page)

@@ -13,10 +13,10 @@ pytest.importorskip("cv2")
 pytest.importorskip("transformers")
 
 from benchmarks.tinyvlm import batches, data, tokens, tower, wide
-from benchmarks.tinyvlm.answers import MOST_TOKENS, Encoded, greedy, kept, pool, right
+from benchmarks.tinyvlm.answers import MOST_TOKENS, Encoded, greedy, kept, right
 from benchmarks.tinyvlm.features import encode
 from benchmarks.tinyvlm.grid import Cell
-from benchmarks.tinyvlm.model import Size, TinyVlm, build, load_weights, save_weights
+from benchmarks.tinyvlm.model import Size, TinyVlm, build, load_weights, pool, save_weights
 from benchmarks.tinyvlm.scenes import render
 from benchmarks.tinyvlm.variants import changed, variants
 from flashvid_vllm import FlashVidConfig, compress

@@ -16,7 +16,7 @@ from benchmarks.common import clip_model
 from benchmarks.tinyvlm import answers, data, tokens
 from benchmarks.tinyvlm.features import encode
 from benchmarks.tinyvlm.grid import Cell
-from benchmarks.tinyvlm.model import build, load_weights
+from benchmarks.tinyvlm.model import build, load_weights, pool
 from benchmarks.tinyvlm.scenes import render
 
 from .tinyvlm import model_of, noise, small_tower, torch_logits
@@ -35,7 +35,7 @@ def test_same_answers_in_vllm(positions: str | None, tmp_path: Path) -> None:
     directory = build(model, tmp_path / "model", tower=tower)
     features, attention = encode(tower, frames, True)
     with torch.no_grad():
-        video = answers.Encoded(model.video_tokens(features), answers.pool(attention))
+        video = answers.Encoded(model.video_tokens(features), pool(attention))
     questions = [question for number in range(3) for question in data.questions("test", number)]
     metadata = {
         "fps": 1.0, "duration": float(FRAMES), "total_num_frames": FRAMES, "frames_indices": list(range(FRAMES)),
@@ -85,7 +85,7 @@ def test_the_committed_weights_answer_what_they_were_trained_for() -> None:
             continue
         features, attention = encode(tower, frames, True)
         with torch.no_grad():
-            video = answers.Encoded(model.video_tokens(features), answers.pool(attention))
+            video = answers.Encoded(model.video_tokens(features), pool(attention))
         correct += answers.right(model, answers.kept(video, None), data.questions("test", number))
         if len(correct) >= 24:
             break
