@@ -15,7 +15,7 @@ from typing import Any
 
 import openai
 
-from benchmarks.common.server import ask
+from benchmarks.common.ask import ask
 
 from .guard import GuardAbort, Witness, examine, settings_of
 from .results import ResultsError

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""A `vllm serve` that is always stopped, and one question about a video put to it.
+"""A `vllm serve` that is always stopped.
 
 with VllmServer(model, "--plugin", "flashvid") as server:
-    answer = ask(server.client(), server.model, "clip.mp4", "What happens?", {"retention_ratio": 0.1})
+    server.client().models.list()
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import mimetypes
 import os
 import re
 import signal
@@ -20,8 +19,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, ClassVar
@@ -29,8 +27,6 @@ from typing import Any, ClassVar
 import httpx
 import openai
 import psutil
-
-from flashvid_vllm.tools.endpoint import data_url
 
 # "(EngineCore pid=12) INFO 01-31 10:20:30 [core.py:12] Text" -> "Text"
 LOG_LINE = re.compile(r"INFO \S+ \S+ \[[^\]]*\] ([A-Z].*)")
@@ -302,69 +298,3 @@ class Progress:
             text = f"vllm serve, {seconds:3.0f} s: {self.doing or 'nothing is busy'} (last said: {message[:40]})"
         start, end = ("\r\033[K", "") if self.terminal else ("", "\n")
         print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer and what it took; `ttft_s` is the time from sending the request to the first token."""
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    ttft_s: float
-    total_s: float
-
-
-def video_url(video: str | os.PathLike[str]) -> str:
-    """A URL as it is; a file as a base64 data URL."""
-    if str(video).startswith(("http://", "https://", "data:")):
-        return str(video)
-    kind = mimetypes.guess_type(str(video))[0] or "video/mp4"
-    return data_url(kind, Path(video).read_bytes())
-
-
-def ask(
-    client: openai.OpenAI,
-    model: str,
-    video: str | os.PathLike[str] | None,
-    question: str,
-    flashvid: Mapping[str, Any] | None = None,
-    max_tokens: int = 64,
-    **options: Any,
-) -> Answer:
-    """Ask `question` about `video` (a path, a URL, or None for text alone) and stream the answer.
-
-    `flashvid` goes into the request's mm_processor_kwargs; None leaves the server's settings. `options` are
-    further fields of the request. Raises openai.APIError as the client does.
-    """
-    content: list[dict[str, Any]] = [{"type": "text", "text": question}]
-    if video is not None:
-        content.insert(0, {"type": "video_url", "video_url": {"url": video_url(video)}})
-    body = dict(options)
-    if flashvid is not None:
-        body["mm_processor_kwargs"] = {"flashvid": dict(flashvid)}
-    request: dict[str, Any] = {
-        "model": model,
-        "messages": [{"role": "user", "content": content}],
-        "max_tokens": max_tokens,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "extra_body": body,
-    }
-    start = time.perf_counter()
-    first, text, usage = 0.0, [], None
-    for chunk in _chunks(client, request):
-        # vLLM sends the first chunk, which has the role and no text, together with the first token
-        first = first or time.perf_counter() - start
-        text += [choice.delta.content or "" for choice in chunk.choices]
-        usage = chunk.usage or usage
-    if usage is None:
-        raise ServerError("the answer broke off: the server sent no token counts")
-    total = time.perf_counter() - start
-    return Answer("".join(text), usage.prompt_tokens, usage.completion_tokens, first, total)
-
-
-def _chunks(client: openai.OpenAI, request: Mapping[str, Any]) -> Iterator[Any]:
-    with client.chat.completions.create(**request) as stream:
-        yield from stream

@@ -27,10 +27,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..common.ask import Answer, ask
 from ..common.clips import CLIPS, Video, clip, probe
 from ..common.machine import dtype_option
 from ..common.options import prompt_room
-from ..common.server import Answer, ServerError, VllmServer, ask
+from ..common.server import ServerError, VllmServer
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 REAL_MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"

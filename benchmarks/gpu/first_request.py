@@ -17,9 +17,10 @@ from pathlib import Path
 
 from flashvid_vllm.core.config import DEFAULT_RETENTION_RATIO
 
+from ..common.ask import ask
 from ..common.clips import clip, probe
 from ..common.record import Cell, markdown_table, write_json
-from ..common.server import VllmServer, ask
+from ..common.server import VllmServer
 from ..demo.__main__ import serve_arguments, tiny_model
 from .kernels import known
 

@@ -28,8 +28,8 @@ from vllm.benchmarks.lib.endpoint_request_func import (
 )
 from vllm.benchmarks.serve import calculate_metrics, get_request
 
+from ..common.ask import video_url
 from ..common.record import Cell
-from ..common.server import video_url
 
 QUESTION = "What happens in this clip?"
 PERCENTILES = (50, 95, 99)

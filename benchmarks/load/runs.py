@@ -21,14 +21,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..common.ask import ask
 from ..common.clips import ROOT, cache_directory
 from ..common.record import Cell, Cells, fingerprint, fingerprint_of, gpu, plugin_sources, versions, write_json
-from ..common.server import ServerError, VllmServer, ask
+from ..common.server import ServerError, VllmServer
 from .measure import QUESTION, Endpoint, Load, LoadError, connect, measure
 from .servers import Target, environment
 
 # that figures depend on
-SOURCES = ("clips", "measure", "servers", "worker_times", "../common/clips", "../common/server")
+SOURCES = ("clips", "measure", "servers", "worker_times", "../common/ask", "../common/clips", "../common/server")
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..common.ask import video_url
 from ..common.clips import write
-from ..common.server import video_url
 
 Kind = Literal["answer", "refused", "abort while streaming", "abort while waiting"]
 # (frames, height, width): few frames and many, wide and high. Not a single one: vLLM 0.32 answers 500 to that, with

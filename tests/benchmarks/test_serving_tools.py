@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from benchmarks.common import clips
-from benchmarks.common.server import MARK, Answer, Progress, ServerError, VllmServer, ask, video_url
+from benchmarks.common.ask import Answer, ask, video_url
+from benchmarks.common.server import MARK, Progress, ServerError, VllmServer
 
 ROOT = Path(__file__).resolve().parents[2]
 

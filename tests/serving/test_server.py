@@ -15,8 +15,9 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.common.ask import video_url
 from benchmarks.common.clips import clip
-from benchmarks.common.server import VllmServer, video_url
+from benchmarks.common.server import VllmServer
 from flashvid_vllm import FlashVidConfig
 from flashvid_vllm.core.budget import plan
 
