@@ -30,8 +30,8 @@ ISA_FLAGS = {
     # GCC 12's own header reads an undefined vector on purpose and warns of it.
     "amx.cpp": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-Wno-uninitialized"],
 }
-CPU = ["attention", "cluster", "compress", "distances", "memory", "products", "reuse", "segment", "select_match"]
-CPU += ["shares", "trees"]
+CPU = ["attention", "cluster", "compress", "distances", "explain", "memory", "products", "reuse", "segment"]
+CPU += ["select_match", "shares", "trees"]
 CUDA_ARCHITECTURES = ("80", "90", "100", "120")
 
 

@@ -97,6 +97,10 @@ PYBIND11_MODULE(_native, module) {
     cluster_tokens(at<const void>(x), dtype_of(dtype), n, channels, num_clusters, k, at<int64_t>(centers),
                    at<int64_t>(assignment), threads);
   }, release);
+  module.def("explain_tokens", [](Pointer features, int dtype, int64_t num_frames, int64_t n, int64_t channels,
+                                  int64_t tokens, double still, Pointer source, int threads) {
+    explain_tokens(video_at(features, dtype, num_frames, n, channels), tokens, still, at<int64_t>(source), threads);
+  }, release);
   module.def("choose_rows", [](Pointer levels, int64_t places, int64_t channels, const std::vector<int64_t>& ends,
                                const std::vector<int64_t>& least, const std::vector<int64_t>& most, int64_t longest,
                                int64_t num_rows, int64_t unexplained, int64_t farthest, Pointer position, int threads) {

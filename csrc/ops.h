@@ -53,6 +53,9 @@ void mean_of_groups(const Video& video, const Groups& groups, float* mean, int t
 void cluster_tokens(const void* x, Dtype dtype, int64_t n, int64_t channels, int64_t num_clusters, int64_t k,
                     int64_t* centers, int64_t* assignment, int threads);
 
+// What stands for each token where budgets follow the video, the flat index of a token or -1.
+void explain_tokens(const Video& video, int64_t tokens, double still, int64_t* source, int threads);
+
 // query and key [T, H, N, d]: strides in elements of the first three axes, d contiguous.
 struct Heads {
   const void* data;

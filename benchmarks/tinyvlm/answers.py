@@ -45,8 +45,10 @@ def encoded(model: TinyVlm, store: Store, number: int, frames: Sequence[int] | N
 
 
 def kept(video: Encoded, config: FlashVidConfig | None) -> Tensor:
-    """The tokens [B, D] that the LLM gets; None: all."""
-    return video.tokens.flatten(0, 1) if config is None else compress(video.tokens, video.attention, config).tokens
+    """The tokens [B, D] that the LLM gets, one after the other; None: all."""
+    if config is None:
+        return video.tokens.flatten(0, 1)
+    return compress(video.tokens, video.attention, config, keeps_positions=False).tokens
 
 
 @torch.no_grad()

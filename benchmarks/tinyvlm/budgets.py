@@ -23,8 +23,8 @@ from .answers import Encoded
 from .backgrounds import Split
 from .evaluate import LEARNED, Questions, run
 from .features import Store
-from .grid import PLAIN, Cell
-from .model import TinyVlm
+from .grid import FEWER, PLAIN, Cell
+from .model import TOKENS, TinyVlm
 from .questions import FAMILIES
 from .residuals import CHANGES, compress
 from .stats import as_line, holm, interval, mcnemar, of_line, percent
@@ -43,33 +43,41 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 POSITIONS = ("consecutive", "original")
 ABLATION_RATIOS = (0.25, 0.10, 0.05)
+# Frames of a long video, from each as many tokens as the fewest have. The LLM has seen 33 at most, and positions up to
+# theirs.
+FRAMES = {"consecutive": (16, 32, data.LONG_FRAMES), "original": (16, 32)}
+FEW = "8 frames, all their tokens"
 
 
 @dataclass(frozen=True)
 class Page:
-    """A model's page: the name of its file, what follows the title, the stage that makes it, and for each of GRIDS the
-    split and the videos that it asks about."""
+    """A model's page: the name of its file, what follows the title, the stage that makes it, and for each of GRIDS that
+    it has the split and the videos that it asks about."""
 
     name: str
     title: str
     stage: str
-    test: tuple[Split, range]
-    validation: tuple[Split, range]
-
-    def videos(self, part: str) -> tuple[Split, range]:
-        """Of "test" or "validation"."""
-        return self.test if part == "test" else self.validation
+    parts: dict[str, tuple[Split, range]]
 
     def numbers(self, part: str) -> str:
-        """The same, to be read."""
-        videos = self.videos(part)[1]
+        """The videos, to be read."""
+        videos = self.parts[part][1]
         return f"{videos.start} to {videos.stop - 1}"
 
 
-# The first model's test videos before 57 showed what an earlier `adaptive` lacked, and are not asked about again.
-FIRST = Page("budgets", "", "budgets", ("test", range(57, 160)), ("validation", range(31)))
+# The test videos before these showed what earlier forms of `adaptive` lacked, and are not asked about again.
+UNSEEN = range(160, 320)
+FIRST = Page(
+    "budgets",
+    "",
+    "budgets",
+    {"test": ("test", UNSEEN), "validation": ("validation", range(31)), "frames": ("long", range(64))},
+)
 SECOND = Page(
-    "budgets-wide", ", on the second model", "wide", ("wide-test", range(160)), ("wide-validation", range(31))
+    "budgets-wide",
+    ", on the second model",
+    "wide",
+    {"test": ("wide-test", UNSEEN), "validation": ("wide-validation", range(31))},
 )
 
 
@@ -94,7 +102,7 @@ class Changed(Cell):
         assert self.config is not None
         num_frames, n, _ = video.tokens.shape
         budget = plan(num_frames, n, self.config)
-        kept = compress(video.tokens, video.attention, budget.tokens, **CHANGES[self.changed])
+        kept = compress(video.tokens, video.attention, budget.tokens, self.spread, **CHANGES[self.changed])
         return kept.tokens, kept.source_index if self.spread else None
 
 
@@ -108,12 +116,29 @@ def changes() -> list[Cell]:
     ]
 
 
-GRIDS = {"test": cells(), "validation": changes()}
+def expansions() -> list[Cell]:
+    """Ever more frames of a long video, the same number of tokens."""
+    tokens = FEWER * TOKENS
+    return [Cell(FEW, 1.0, None, FEWER)] + [
+        Cell(
+            f"{name}, {positions}, {frames} frames",
+            tokens / (frames * TOKENS),
+            FlashVidConfig(token_budget=tokens, **given),
+            frames,
+            spread=positions == "original",
+        )
+        for positions, numbers in FRAMES.items()
+        for frames in numbers
+        for name, given in SETTINGS.items()
+    ]
+
+
+GRIDS = {"test": cells(), "validation": changes(), "frames": expansions()}
 
 
 def answer(model: TinyVlm, page: Page, root: Path) -> dict[str, Any]:
-    """Of "test" and "validation": cell -> the answers as `stats.as_line` has them. Computes missing features."""
-    return {part: _answers(model, *page.videos(part), grid, root) for part, grid in GRIDS.items()}
+    """Of each part: cell -> the answers as `stats.as_line` has them. Computes missing features."""
+    return {part: _answers(model, *page.parts[part], GRIDS[part], root) for part in page.parts}
 
 
 def _answers(model: TinyVlm, split: Split, videos: range, grid: list[Cell], root: Path) -> dict[str, str]:
@@ -145,7 +170,7 @@ def markdown(found: dict[str, Any], page: Page) -> str:
         f"`- other`: {OURS} minus that setting on the same questions, with its 95 % interval (bootstrap over videos),",
         "and McNemar's p after Holm's correction over the settings of a table. By family: the setting's own accuracy,",
         f"with * where the interval of {OURS} minus it is above 0, with - where it is below; these marks are not",
-        "corrected for their number. `adaptive` was chosen on the first model's validation videos alone.",
+        "corrected for their number. `adaptive` was chosen on validation videos alone.",
         f"`python -m benchmarks.tinyvlm {page.stage}` makes this page and",
         f"[its answers]({page.name}.json).",
         "",
@@ -154,7 +179,8 @@ def markdown(found: dict[str, Any], page: Page) -> str:
         lines += [f"## `positions` {positions}", "", *_overview(asked, SETTINGS, positions, RATIOS), ""]
         for ratio in RATIOS:
             lines += [f"### {ratio:.0%}, {positions}", "", *_table(asked, positions, ratio), ""]
-    asked = Asked.about("validation", page, found).only(asked.families)
+    learned = list(asked.families)
+    asked = Asked.about("validation", page, found).only(learned)
     lines += [
         "## The ablation",
         "",
@@ -165,6 +191,8 @@ def markdown(found: dict[str, Any], page: Page) -> str:
     ]
     for positions in POSITIONS:
         lines += [f"`positions` {positions}:", "", *_overview(asked, CHANGES, positions, ABLATION_RATIOS), ""]
+    if "frames" in page.parts:
+        lines += _expansion(Asked.about("frames", page, found).only(learned), page)
     return "\n".join(lines)
 
 
@@ -178,8 +206,8 @@ class Asked:
 
     @classmethod
     def about(cls, part: str, page: Page, found: dict[str, Any]) -> "Asked":
-        """The "test" or "validation" part of what `answer` gives."""
-        questions = asked_about(*page.videos(part))
+        """A part of what `answer` gives."""
+        questions = asked_about(*page.parts[part])
         right = {key: of_line(line) for key, line in found[part].items()}
         family = np.array([q.family for asked in questions.values() for q in asked])
         return cls(right, family, np.array([number for number, asked in questions.items() for _ in asked]))
@@ -198,6 +226,35 @@ class Asked:
     def families(self) -> dict[str, int]:
         """Questions of each."""
         return {f: int((self.family == f).sum()) for f in FAMILIES if f in self.family}
+
+
+def _expansion(asked: Asked, page: Page) -> list[str]:
+    """Accuracies by frames, and what each setting's differ from the few frames whole."""
+    few = asked.right[f"{FEW}@1"]
+    lines = [
+        "## More frames, the same number of tokens",
+        "",
+        f"{len(asked.family)} questions about {len(page.parts['frames'][1])} videos of {data.LONG_FRAMES} frames, of which",
+        f"the LLM gets {FEWER * TOKENS} tokens: {FEWER} frames whole ({percent(few)}), or of more frames what a setting",
+        "keeps. In brackets the difference from the few frames, with its 95 % interval. `positions` original ends where",
+        "training does, at 33 frames.",
+        "",
+    ]
+    columns = [(positions, frames) for positions, numbers in FRAMES.items() for frames in numbers]
+    lines.append(f"| | {' | '.join(f'{frames}, {positions}' for positions, frames in columns)} |")
+    lines.append(f"|---|{'---:|' * len(columns)}")
+    rows = {}
+    for name in SETTINGS:
+        of_it = [asked.right[f"{name}, {p}, {frames} frames@{FEWER / frames:g}"] for p, frames in columns]
+        rows[name] = of_it, sum(right.mean() for right in of_it)
+    for name, (of_it, _) in sorted(rows.items(), key=lambda row: -row[1][1]):
+        shown = []
+        for right in of_it:
+            difference = right.astype(float) - few
+            low, high = (100 * x for x in interval(difference, asked.video))
+            shown.append(f"{percent(right)} ({100 * difference.mean():+.1f}, {low:+.1f} to {high:+.1f})")
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return [*lines, ""]
 
 
 def _overview(asked: Asked, settings: Iterable[str], positions: str, ratios: Sequence[float]) -> list[str]:

@@ -58,7 +58,8 @@ def run(model: TinyVlm, store: Store, grid: Sequence[Cell], questions: Questions
                 assert video is not None
                 tokens, place = cell.tokens(video)
                 everything = video.tokens.flatten(0, 1)
-                found = right(model, tokens, questions[number], place, len(everything))
+                shown = cell.shown(video).tokens
+                found = right(model, tokens, questions[number], place, shown.shape[0] * shown.shape[1])
                 covered = coverage(everything, tokens)
                 answers.add({"cell": cell.key, "video": number, "right": found, "coverage": covered})
                 advance()

@@ -47,11 +47,16 @@ class Cell:
         """Its name in files."""
         return f"{self.name}@{self.ratio:g}"
 
+    def shown(self, video: Encoded) -> Encoded:
+        """The frames that are not left out."""
+        if self.frames is None:
+            return video
+        index = torch.linspace(0, len(video.tokens) - 1, self.frames).round().long()
+        return Encoded(video.tokens[index], video.attention[index])
+
     def tokens(self, video: Encoded) -> tuple[Tensor, Tensor | None]:
         """The tokens [B, D] that the LLM gets, and with ``spread`` their positions [B] in the whole video."""
-        if self.frames is not None:
-            index = torch.linspace(0, len(video.tokens) - 1, self.frames).round().long()
-            video = Encoded(video.tokens[index], video.attention[index])
+        video = self.shown(video)
         if self.config is not None and self.spread:
             compressed = compress(video.tokens, video.attention, self.config)
             return compressed.tokens, compressed.source_index

@@ -16,7 +16,7 @@ PICKED = -2.0
 
 CHANGES: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "what is still never told again": {"still": 0.0},
+    "what is still, as for the other `positions`": {"other": True},
     "still at half of the spread": {"still": 0.5},
     "still at the whole spread": {"still": 1.0},
     "still alike in all frames": {"alike": True},
@@ -38,6 +38,7 @@ def compress(
     features: Tensor,
     attention: Tensor,
     tokens: int,
+    keeps_positions: bool,
     centre: Literal["none", "video", "frame"] = "none",
     attention_power: float = 0.0,
     copies: bool = False,
@@ -45,7 +46,8 @@ def compress(
     floor: int = 0,
     euclidean: bool = False,
     time_weight: float = 1.0,
-    still: float = STILL,
+    still: float | None = None,
+    other: bool = False,
     alike: bool = False,
 ) -> CompressedVideo:
     """``tokens`` of the video [T, N, D], chosen as `adaptive` does but for what is changed."""
@@ -73,6 +75,8 @@ def compress(
         attention = without_sinks(attention)
         weight = (attention / attention.mean(1, keepdim=True)).pow(attention_power)
 
+    if still is None:
+        still = STILL if keeps_positions != other else 0.0
     spread = apart.mean((1, 2))
     least = still * (spread.mean().expand(num_frames) if alike else spread)
     left, frame = news.maximum(least[:, None]), torch.arange(num_frames)

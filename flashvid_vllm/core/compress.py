@@ -37,6 +37,8 @@ def compress(
     attention: Tensor | None,
     config: FlashVidConfig = DEFAULT_CONFIG,
     check: bool = False,
+    *,
+    keeps_positions: bool = True,
 ) -> CompressedVideo:
     """Compress the visual tokens of one video to exactly the planned number (FlashVID, arXiv 2602.08024, or a peer).
 
@@ -47,6 +49,8 @@ def compress(
         config: the settings.
         check: raise on NaN or infinity in the inputs. Without it they take part as the lowest score, and the
             result still has exactly B tokens.
+        keeps_positions: whether the LLM will see the kept tokens at their positions in the whole video, as M-RoPE
+            models do, and not numbered anew, as LLaVA does unless told. `adaptive` alone reads it.
 
     Raises:
         ValueError: a tensor of the wrong shape, dtype or device, attention missing, ``check`` failed, or a method
@@ -75,7 +79,8 @@ def compress(
     if budget.is_identity:
         return CompressedVideo(flat, position, torch.ones_like(position), position.view(num_frames, n))
     if is_peer:
-        peer: CompressedVideo = load(config.method)(features, attention, budget, config.backend)
+        asked = {"keeps_positions": keeps_positions} if PEERS[config.method].asks_positions else {}
+        peer: CompressedVideo = load(config.method)(features, attention, budget, config.backend, **asked)
         return peer
 
     # 1. Segments (DySeg). Frame by frame: mean(1, dtype=float32) takes three times as long on bf16.

@@ -36,6 +36,7 @@ from .measure import encode_longest_video
 from .processor import MEASURE
 from .processor_cache import FIELD, FULL_EMBEDS, INNER
 from .reuse import take_reuses, why_not
+from .rope import keeps_positions
 from .settings_row import unpack_settings
 
 logger = logging.getLogger("vllm.plugins.flashvid")
@@ -48,6 +49,7 @@ class FlashVidModel:
     Attributes:
         flashvid_on: whether the server was started with FlashVID; without it nothing here does anything.
         flashvid_backend: which implementation of the operations to use.
+        flashvid_keeps_positions: whether the LLM sees kept tokens at their positions in the whole video.
         flashvid_configs: the settings of each video of the current call of `embed_multimodal`, None for one
             that stays as it is.
         flashvid_reuses: which rows of each of them the encoder computes, None for one of which it computes all.
@@ -67,6 +69,7 @@ class FlashVidModel:
         settings = ((multimodal and multimodal.mm_processor_kwargs) or {}).get(KEY)
         self.flashvid_on = settings is not None
         self.flashvid_backend: str = (settings or {}).get("backend", "auto")
+        self.flashvid_keeps_positions = keeps_positions(vllm_config.model_config.architecture, settings or {})
         self.flashvid_configs: Sequence[FlashVidConfig | None] = ()
         self.flashvid_reuses: Sequence[Reuse | None] = ()
         self.flashvid_vllm_config = vllm_config
@@ -212,9 +215,9 @@ class FlashVidModel:
     def compress_video(self, features: Tensor, attention: Tensor | None, config: FlashVidConfig) -> CompressedVideo:
         """`compress`, entered in the metrics."""
         if self.flashvid_metrics is None:
-            return compress(features, attention, config)
+            return compress(features, attention, config, keeps_positions=self.flashvid_keeps_positions)
         with self.flashvid_metrics.timed(features.device):
-            video = compress(features, attention, config)
+            video = compress(features, attention, config, keeps_positions=self.flashvid_keeps_positions)
         self.flashvid_metrics.count(features.shape[0] * features.shape[1], len(video.tokens))
         return video
 

@@ -15,6 +15,11 @@ from . import FAMILIES
 ROPE_TYPES = ("default", "yarn")  # that vLLM has with M-RoPE
 
 
+def keeps_positions(architecture: str, settings: Mapping[str, Any]) -> bool:
+    """Whether the LLM sees kept tokens at their positions in the whole video, by the server's ``settings``."""
+    return not FAMILIES[architecture].consecutive or settings.get(POSITIONS) == ORIGINAL
+
+
 def set_positions(model_config: Any, settings: Mapping[str, Any]) -> None:
     """Prepare the model's config for the server's choice of positions.
 

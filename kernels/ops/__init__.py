@@ -28,6 +28,7 @@ __all__ = [
     "cluster_tokens",
     "device_pipeline",
     "event_relevance",
+    "explain_tokens",
     "match_tokens",
     "pool_trees",
     "received_attention",
@@ -251,6 +252,38 @@ def cluster_tokens(x: Tensor, num_clusters: int, k: int, backend: str = "auto") 
         if not 1 <= value <= sizes["n"]:
             raise ValueError(f"{name} must be between 1 and n={sizes['n']}, got {value!r}")
     return _backend(backend, x).cluster_tokens(x, num_clusters, k)
+
+
+def explain_tokens(features: Tensor, tokens: int, still: float, backend: str = "auto") -> Tensor:
+    """Which token stands for each, where a video's budget goes to what is explained worst (`adaptive`).
+
+    1. A token's residual is its cosine distance to its place one frame before; in the first frame, which has nothing
+       before it, 2 minus its mean distance to all of the frame. It is at least ``still`` of its frame's spread, the
+       mean distance between the frame's tokens.
+    2. In every frame the token of the largest residual is picked. It explains the others as well as they are like it,
+       their residuals fall to their distance from it, and the next is picked: farthest first. So a frame's residuals
+       fall from pick to pick.
+    3. The picks of the largest residuals of the whole video stay, and the first of the first frame.
+    4. For every other token stands the nearest that stays in its frame, or, where that is farther than its place one
+       frame before, whatever stands for this.
+
+    Distances are whole steps of 1e-5; ties go to the earlier frame, then to the earlier pick, then to the lowest
+    index; a token that is not finite is picked last, and stands for no other. Time grows with T * N * N * D, and memory
+    with T * N and, for one frame, with N * N.
+
+    Args:
+        features: [T, N, D].
+        tokens: how many stay, 1 to T*N.
+        still: 0 or more.
+
+    Returns:
+        source [T, N] int64, flat index (t*N + n) of the token that stands for each, its own where it stays; -1 if none
+        does: nothing finite stays.
+    """
+    sizes = check_tensor("features", features, "T N D", FLOATS)
+    if not 1 <= tokens <= sizes["T"] * sizes["N"]:
+        raise ValueError(f"tokens must be between 1 and T*N={sizes['T'] * sizes['N']}, got {tokens!r}")
+    return _backend(backend, features).explain_tokens(features, tokens, still)
 
 
 def received_attention(query: Tensor, key: Tensor, backend: str = "auto") -> Tensor:

@@ -168,6 +168,16 @@ def cluster_tokens(x: Tensor, num_clusters: int, k: int) -> tuple[Tensor, Tensor
     return centers, assignment
 
 
+def explain_tokens(features: Tensor, tokens: int, still: float) -> Tensor:
+    """Distances frame by frame, once to pick and once to assign."""
+    t, n, _ = _sizes("features", features, "T N D")
+    if not 1 <= tokens <= t * n:
+        raise ValueError(f"tokens must be between 1 and T*N={t * n}, got {tokens!r}")
+    source, rows = _like(features, t, n), _rows(features)
+    _loaded().explain_tokens(*_video(rows), tokens, still, source.data_ptr(), torch.get_num_threads())
+    return source
+
+
 def received_attention(query: Tensor, key: Tensor) -> Tensor:
     """Section "Received attention", per frame and head in blocks of queries; only d need be contiguous."""
     t, h, n, d = _sizes("query", query, "T H N d")

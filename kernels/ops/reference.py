@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .cosines import as_fp32, inner, unit_rows
+from .explain import explain_tokens as explain_tokens
+
 WORKSPACE_BYTES = 16 * 2**20  # of fp32 temporaries at a time: twice as fast as 64 MiB, and bounded
 FLAT_DISTANCE = 1e-5  # cosine distances below are rounding, and count as 0 (Sec. 2)
 LOWEST_SCORE = torch.finfo(torch.float32).min  # of a non-finite score; a picked token ranks below it
-DOT_SLICE = 64  # channels per matrix product, see _inner
 
 
 def segment_frames(frames: Tensor, threshold: float, min_segments: int) -> Tensor:
     """Sec. 1 (DySeg)."""
     num_transitions = len(frames) - 1
-    unit = _unit(frames)
+    unit = unit_rows(frames)
     similarity = _finite_or((unit[1:] * unit[:-1]).sum(-1), -torch.inf)
     num_cuts = (similarity < threshold).sum().clamp(min=min(min_segments - 1, num_transitions))
     lowest_first = similarity.argsort(stable=True)
@@ -32,10 +34,10 @@ def segment_frames(frames: Tensor, threshold: float, min_segments: int) -> Tenso
 
 def event_relevance(features: Tensor, segment_id: Tensor) -> Tensor:
     """Sec. 2, E: the mean over frames of inner products is the inner product with the mean over frames."""
-    frames = torch.stack([_fp32(x).mean(0) for x in features])
+    frames = torch.stack([as_fp32(x).mean(0) for x in features])
     lengths = torch.bincount(segment_id, minlength=len(frames))  # segments that do not exist have length 0
     segments = torch.segment_reduce(frames, "mean", lengths=lengths, axis=0)
-    relevance = [(_fp32(x) * event).sum(-1) for x, event in zip(features, segments[segment_id], strict=True)]
+    relevance = [(as_fp32(x) * event).sum(-1) for x, event in zip(features, segments[segment_id], strict=True)]
     return torch.stack(relevance).clamp(min=0)
 
 
@@ -51,8 +53,8 @@ def select_tokens(features: Tensor, weight: Tensor | None, k: int) -> Tensor:
 
 def _cosine_distance(x: Tensor) -> Tensor:
     """[T, N, D] -> [T, N, N], +inf on the diagonal: a token is not its own neighbour."""
-    unit = _unit(x)
-    distance = 1 - _inner(unit, unit)
+    unit = unit_rows(x)
+    distance = 1 - inner(unit, unit)
     distance = _finite_or(distance.masked_fill_(distance < FLAT_DISTANCE, 0), torch.inf)
     distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)
     return distance
@@ -84,12 +86,12 @@ def match_tokens(
     frames = _rows_per_block(4 * n * (n + d))
     for start in range(1, num_frames, frames):
         now, before = slice(start, start + frames), slice(start - 1, min(start + frames, num_frames) - 1)
-        unit = _unit(features[start - 1 : start + frames])
+        unit = unit_rows(features[start - 1 : start + frames])
         if matching == "position":
             best = _finite_or((unit[1:] * unit[:-1]).sum(-1), -torch.inf)
             similarity[now] = best.masked_fill(~candidate[before], -torch.inf)
         else:
-            cosine = _finite_or(_inner(unit[1:], unit[:-1]), -torch.inf)
+            cosine = _finite_or(inner(unit[1:], unit[:-1]), -torch.inf)
             best, parent[now] = cosine.masked_fill_(~candidate[before, None], -torch.inf).max(-1)
             similarity[now] = best
     linkable = candidate & (similarity > -torch.inf)
@@ -115,7 +117,7 @@ def pool_trees(features: Tensor, root: Tensor, member: Tensor) -> tuple[Tensor, 
     members, first = token[by_root], size.cumsum(0) - size
     # A bag of embeddings is a gather that sums in order: a tenth of the time of index + segment_reduce.
     channels = features.flatten(0, 1).split(_rows_per_block(4 * root.numel()), dim=1)
-    total = [functional.embedding_bag(members, _fp32(x), first, mode="sum") for x in channels]
+    total = [functional.embedding_bag(members, as_fp32(x), first, mode="sum") for x in channels]
     return index, torch.cat(total, dim=1) / size[:, None], size
 
 
@@ -148,7 +150,7 @@ def _distances(x: Tensor) -> Tensor:
     n, channels = x.shape
     i, j = torch.triu_indices(n, n, offset=1, device=x.device)
     distance = torch.zeros(n, n, device=x.device)
-    distance[i, j] = distance[j, i] = torch.pdist(_fp32(x)) / math.sqrt(channels)
+    distance[i, j] = distance[j, i] = torch.pdist(as_fp32(x)) / math.sqrt(channels)
     distance.diagonal().masked_fill_(~x.isfinite().all(-1), torch.inf)
     return _finite_or(distance, torch.inf)
 
@@ -159,40 +161,14 @@ def received_attention(query: Tensor, key: Tensor) -> Tensor:
     block = _rows_per_block(3 * 4 * heads * n)  # logits, their softmax, and a temporary of either
     received = torch.zeros(num_frames, n, device=query.device)
     for t in range(num_frames):
-        k = _fp32(key[t])
+        k = as_fp32(key[t])
         for q in query[t].split(block, dim=1):
-            received[t] += (_inner(_fp32(q), k) / math.sqrt(d)).softmax(-1).sum((0, 1))
+            received[t] += (inner(as_fp32(q), k) / math.sqrt(d)).softmax(-1).sum((0, 1))
     return received / (heads * n)
 
 
 def _rows_per_block(bytes_per_row: int) -> int:
     return max(1, WORKSPACE_BYTES // bytes_per_row)
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Rows of length 1 in fp32; a zero vector stays zero, so that its cosine with anything is 0."""
-    x = _fp32(x)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / torch.where(norm > 0, norm, 1)
-
-
-def _inner(x: Tensor, y: Tensor) -> Tensor:
-    """Inner products [B, n, C] x [B, m, C] -> [B, n, m], summed in an order that threads cannot change.
-
-    MKL splits a long sum over its threads where n and m are small, which moves the last bit; it does not
-    split 64 channels (tried: 1 to 16 threads, n = 1 to 300). Costs 1.4 times one product at 196 x 3584. Without
-    AVX-512 it splits the rows of a single product, and sums at a part's edges in another order; not of two.
-    """
-    if len(x) == 1 and x.device.type == "cpu":
-        return _inner(x.expand(2, -1, -1), y.expand(2, -1, -1))[:1]
-    product = x.new_zeros(x.shape[0], x.shape[1], y.shape[1])
-    for u, v in zip(x.split(DOT_SLICE, -1), y.split(DOT_SLICE, -1), strict=True):
-        product.baddbmm_(u, v.transpose(1, 2))
-    return product
-
-
-def _fp32(x: Tensor) -> Tensor:
-    return x.float().contiguous()  # as sums follow the strides: one layout, one result
 
 
 def _finite_or(x: Tensor, value: float) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
-from . import attention, cluster, forest, gram, match, means, pipeline, segment, select
+from . import attention, cluster, explain, farthest, forest, gram, match, means, pipeline, segment, select
 from .launch import Launch, record
 
 UNREGISTERED: dict[str, Callable[..., Any]] = {}  # the function behind each op, which runs on meta tensors too
@@ -164,6 +164,22 @@ def _(x: Tensor, num_clusters: int, k: int) -> tuple[Tensor, Tensor]:
     return _empty(x, num_clusters, dtype=torch.int64), _empty(x, len(x), dtype=torch.int64)
 
 
+@_op("explain_tokens")
+def explain_tokens(features: Tensor, tokens: int, still: float) -> Tensor:
+    def first(apart: Tensor, residual: Tensor, picks: int) -> tuple[Tensor, Tensor]:
+        t = len(apart)
+        at, order = _empty(apart, t, picks), _empty(apart, t, picks, dtype=torch.int64)
+        farthest.farthest(apart, residual.contiguous(), at, order)
+        return at, order
+
+    return explain.explain_tokens(features, tokens, still, first)
+
+
+@explain_tokens.register_fake
+def _(features: Tensor, tokens: int, still: float) -> Tensor:
+    return _empty(features, *features.shape[:2], dtype=torch.int64)
+
+
 @_op("received_attention")
 def received_attention(query: Tensor, key: Tensor) -> Tensor:
     t, heads, n, _ = query.shape
@@ -224,6 +240,7 @@ def launch_plan(
         UNREGISTERED["match_tokens"](x, mask, ids, 0.8)
         UNREGISTERED["tree_roots"](index)
         UNREGISTERED["cluster_tokens"](x[0], max(1, selected), 7)
+        UNREGISTERED["explain_tokens"](x, max(1, selected), 0.7)
         UNREGISTERED["received_attention"](query, query)
         lists, count = _empty(x, 1, n, dtype=torch.int32), _empty(x, 1, dtype=torch.int32)
         means.tree_means(x, index, lists, count, _empty(x, 1, n, d), lists, known=False, forest=False)

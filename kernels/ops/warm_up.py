@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from . import pipeline, triton_backend
+from . import means, pipeline, triton_backend
 from .launch import compile_only, frame_block
 
 SELECTIONS = ("attention_diversity", "attention_diversity_event", "attention", "diversity")
@@ -78,6 +78,7 @@ def compress_one_of_each(videos: Videos) -> None:
     for num_frames in frame_classes(most_frames(videos, videos.least_tokens)):
         for selection in SELECTIONS:
             _compress(videos, num_frames, n, n // 2, selection)
+    _merge(videos, n)
     query = torch.empty((1, 1, videos.heads, videos.head_channels), dtype=videos.dtype, device="meta").transpose(1, 2)
     triton_backend.UNREGISTERED["received_attention"](query, query)
 
@@ -102,3 +103,13 @@ def _compress(
     attention = torch.empty((num_frames, n), device="meta")
     merged = (n - selected) * num_frames // 2
     pipeline.compress_video(features, attention, selected, merged, selection, matching, 0.8, 0.9, 4)
+
+
+def _merge(videos: Videos, n: int) -> None:
+    """What `adaptive` launches, and what averages in every method that merges; the number of frames is no matter."""
+    features = torch.empty((2, n, videos.channels), dtype=videos.dtype, device="meta")
+    triton_backend.UNREGISTERED["explain_tokens"](features, n, 0.7)
+    label = torch.empty((2, n), dtype=torch.int64, device="meta")
+    index, mean = label[:1].int(), torch.empty((1, n, videos.channels), device="meta")
+    for forest in (False, True):
+        means.tree_means(features, label, index, index[0, :1], mean, index, known=False, forest=forest)

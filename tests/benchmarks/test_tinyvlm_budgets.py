@@ -42,11 +42,13 @@ def test_a_table_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_changed_is_the_method_but_for_the_change() -> None:
     features, attention = video("noise", 7, 25, 33)
     features[1:, :15] = features[:1, :15]  # most of it is still
-    ours = compress_video(features, attention, FlashVidConfig(token_budget=30, method="adaptive"))
-    same = compress(features, attention, 30)
-    assert torch.equal(same.source_index, ours.source_index)
-    assert torch.equal(same.assignment, ours.assignment)
-    found = {name: compress(features, attention, 30, **change) for name, change in CHANGES.items()}
+    config = FlashVidConfig(token_budget=30, method="adaptive")
+    for keeps_positions in (False, True):
+        ours = compress_video(features, attention, config, keeps_positions=keeps_positions)
+        same = compress(features, attention, 30, keeps_positions)
+        assert torch.equal(same.source_index, ours.source_index)
+        assert torch.equal(same.assignment, ours.assignment)
+    found = {name: compress(features, attention, 30, True, **change) for name, change in CHANGES.items()}
     assert all(len(out.tokens) == 30 for out in found.values())
     chosen = {tuple(out.source_index.tolist()) for out in found.values()}
     assert len(chosen) >= 9  # noise has no past, so what is changed through time may choose alike
@@ -59,6 +61,6 @@ def test_what_is_changed_is_the_method_but_for_the_change() -> None:
 def test_the_committed_page_is_what_the_committed_answers_say(page: budgets.Page) -> None:
     found = json.loads((RESULTS / f"{page.name}.json").read_text())
     assert {part: list(answers) for part, answers in found.items()} == {
-        part: [cell.key for cell in grid] for part, grid in budgets.GRIDS.items()
+        part: [cell.key for cell in budgets.GRIDS[part]] for part in page.parts
     }
     assert (RESULTS / f"{page.name}.md").read_text() == budgets.markdown(found, page)

@@ -38,6 +38,16 @@ def test_tells_again_what_is_still_of_the_frames_that_show_most() -> None:
     assert out.size.tolist() == [12] * 3 + [1, 1] + [4] * 7 + [3, 3]
 
 
+def test_tells_nothing_again_where_positions_are_numbered_anew() -> None:
+    words = torch.eye(24)
+    features = torch.stack([words[[0, 0, 0, 1, 1, 1, 2, 2, 2]]] * 4 + [words[9:18]] * 4)
+    config = config_of("adaptive", token_budget=14)
+    new = [0, 3, 6, *range(36, 45)]
+    assert compress(features, None, config).source_index.tolist() == [*new, 45, 46]
+    anew = compress(features, None, config, keeps_positions=False)
+    assert anew.source_index.tolist() == [0, 1, 2, 3, 6, *range(36, 45)]  # nothing else is new: the first of all
+
+
 def test_measures_a_frame_by_its_finite_tokens() -> None:
     words = torch.eye(24)
     features = torch.stack([words[[0] * 8]] * 4 + [words[[1, 2] * 4]] * 4)  # a frame of one word, and one of two
@@ -51,5 +61,5 @@ def test_is_the_same_whatever_is_in_memory(frames_at_a_time: int, monkeypatch: p
     features, _ = video("scene", 9, 20, 16)
     config = config_of("adaptive", token_budget=40)
     whole = compress(features, None, config)
-    monkeypatch.setattr("flashvid_vllm.core.methods.adaptive.PAIRS_AT_A_TIME", frames_at_a_time * 20**2)
+    monkeypatch.setattr("flashvid_vllm.ops.explain.PAIRS_AT_A_TIME", frames_at_a_time * 20**2)
     assert same(compress(features, None, config), whole)

@@ -106,6 +106,7 @@ def launches(shape: tuple[int, int, int, int, int, int], dtype: torch.dtype, hip
             for matching in ("tree", "position"):
                 sizes = (budget.selected_per_frame, budget.merged, selection, matching, 0.8, 0.9, 8)
                 pipeline.compress_video(features, attention, *sizes)
+        triton_backend.UNREGISTERED["explain_tokens"](features, budget.tokens, 0.7)
         triton_backend.UNREGISTERED["received_attention"](query, key)
     return list({variant(launch): launch for launch in found}.values())
 

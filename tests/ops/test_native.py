@@ -38,6 +38,7 @@ OPS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "tree_roots": lambda v: native.tree_roots(v["parent"]),
     "pool_trees": lambda v: native.pool_trees(v["features"], v["root"], v["member"]),
     "cluster_tokens": lambda v: native.cluster_tokens(v["features"][1], 5, 7),
+    "explain_tokens": lambda v: native.explain_tokens(v["features"], 10, 0.7),
     "received_attention": lambda v: native.received_attention(v["query"], v["key"]),
     "compress": lambda v: native.compress_on_device(v["features"], v["weight"], 3, 5, *SETTINGS),
 }

@@ -315,6 +315,7 @@ OPS: dict[str, Run] = {
     "tree_roots": lambda v: ops.tree_roots(v["parent"]),
     "pool_trees": lambda v: ops.pool_trees(v["features"], v["root"], v["member"]),
     "cluster_tokens": lambda v: ops.cluster_tokens(v["features"][1], 5, 7),
+    "explain_tokens": lambda v: ops.explain_tokens(v["features"], 10, 0.7),
     "received_attention": lambda v: ops.received_attention(v["query"], v["key"]),
 }
 

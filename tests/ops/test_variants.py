@@ -54,6 +54,10 @@ def test_nothing_is_left_to_a_request(videos: warm_up.Videos) -> None:
             num_frames, n = compress(videos, draw)
             in_chunks += num_frames * n * n * 4 > pipeline.WORKSPACE_BYTES
             assert found <= before, f"{num_frames} frames of {n} tokens: {sorted(found - before)}"
+        for num_frames, n in ((1, videos.least_tokens), (3, videos.most_tokens)):
+            features = torch.empty((num_frames, n, videos.channels), dtype=videos.dtype, device="meta")
+            triton_backend.UNREGISTERED["explain_tokens"](features, n, 0.7)
+            assert found <= before, f"adaptive: {sorted(found - before)}"
     assert len(found) > 12
     assert in_chunks or videos.most_tokens < 1000
 

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from flashvid_vllm.ops import reference
+from flashvid_vllm.ops import explain, reference
 
 NEAR = 1e-5
 
@@ -34,7 +34,7 @@ def assert_linked(
 ) -> None:
     """Similarities agree within NEAR; a differing parent is as similar; a differing link is at the threshold."""
     torch.testing.assert_close(got[0], expected[0], rtol=0, atol=NEAR)
-    unit = reference._unit(features)
+    unit = reference.unit_rows(features)
     for t, i in (got[1] != expected[1]).nonzero().tolist():
         mine, other = int(got[1][t, i]), int(expected[1][t, i])
         if mine < 0 or other < 0:
@@ -73,3 +73,40 @@ def assert_clustered(x: Tensor, k: int, got: tuple[Tensor, Tensor], expected: tu
     home = got[0][got[1]]
     assert (~left | (low[index, home] <= high[:, got[0]].amin(-1))).all()
     assert torch.equal(got[1][got[0]], torch.arange(len(got[0])))
+
+
+def assert_explained(features: Tensor, tokens: int, still: float, got: Tensor, expected: Tensor) -> None:
+    """Replay the picks that ``got`` keeps: each could be its frame's farthest, none that is left is above the last, and
+    what stands for each token could be what explains it best. Could: every distance may be off by a step."""
+    if torch.equal(got, expected):
+        return
+    off = 2.0  # steps between two distances
+    num_frames, n = got.shape
+    finite = explain.is_finite(features)
+    unit = explain.directions(features, finite)
+    apart = explain.distances(unit)
+    news = explain.through_time(unit, None, apart)
+    begin = explain.at_least(apart, finite, still)[:, None].maximum(news).where(finite, explain.LAST)
+    kept = got == torch.arange(got.numel()).view_as(got)
+    assert int(kept.sum()) == tokens
+    last, left = torch.inf, -torch.inf
+    for t in range(num_frames):
+        residual, picks = begin[t].clone(), set(kept[t].nonzero().flatten().tolist())
+        for step in range(len(picks)):
+            pick = max(picks, key=lambda j: (float(residual[j]), -j))
+            assert residual[pick] >= residual.max() - off, (t, step, pick)
+            last = min(last, float(residual[pick])) if t or step else last
+            residual = residual.minimum(apart[t, pick])
+            residual[pick] = explain.PICKED
+            picks.remove(pick)
+        left = max(left, float(residual.max()))
+    assert last >= left - off
+    to_kept = apart.masked_fill(~(kept & finite)[:, None], torch.inf)
+    nearest = to_kept.amin(2)
+    for t, i in (~kept).nonzero().tolist():
+        source, stays = int(got[t, i]), t > 0 and bool(news[t, i] <= nearest[t, i] + off)
+        if source // n == t:
+            assert to_kept[t, i, source % n] <= nearest[t, i] + off
+            assert t == 0 or to_kept[t, i, source % n] <= news[t, i] + off
+        else:
+            assert source == int(got[t - 1, i]) and stays if t else source == -1 and nearest[t, i] == torch.inf

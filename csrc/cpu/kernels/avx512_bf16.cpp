@@ -12,6 +12,7 @@ extern const Kernels kKernelsAvx512Bf16;
 const Kernels kKernelsAvx512Bf16 = {
     "avx512_bf16", product<Multiply>, product<MultiplyBfloat>, false, no_workspace,
     squared_distances, squared_distance, add_row, sum_squares, dot, dot_rows, widen, narrow, split, mean_rows,
-    cosine_distances, best_match, smallest_squares, largest, nearest_denser, add_softmax,
+    cosine_distances, best_match, distance_steps, farthest, take_nearer, smallest_squares, largest, nearest_denser,
+    add_softmax,
 };
 }  // namespace flashvid

@@ -63,6 +63,67 @@ float best_match(const float* row, int64_t n, const float* inverse_norms, const 
   return highest;
 }
 
+// Distances whose order is the same however their products were summed.
+inline Vec steps_apart(Vec product, float inverse_norm, Vec inverse_norms) {
+  const Vec distance = (1.0f - product * inverse_norm * inverse_norms) / kDistanceStep;
+  return (distance + 12582912.0f) - 12582912.0f;  // adding 1.5 * 2^23 rounds to a whole number
+}
+
+int64_t distance_steps(float* row, int64_t n, float inverse_norm, const float* inverse_norms) {
+  VecInt total = {};
+  int64_t j = 0, rest = 0;
+  for (; j + kLanes <= n; j += kLanes) {
+    const Vec distance = steps_apart(load(row + j), inverse_norm, load(inverse_norms + j));
+    store(row + j, distance);
+    total += __builtin_convertvector(distance, VecInt);
+  }
+  for (; j < n; ++j) {
+    row[j] = steps_apart(splat(row[j]), inverse_norm, splat(inverse_norms[j]))[0];
+    rest += static_cast<int64_t>(row[j]);
+  }
+  for (int i = 0; i < kLanes; ++i) rest += total[i];
+  return rest;
+}
+
+int64_t farthest(const float* row, int64_t n, float* left) {
+  Vec most = splat(-kInfinity);
+  VecInt index = {}, position = {};
+  for (int i = 0; i < kLanes; ++i) position[i] = i;
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) {
+    const Vec value = minimum(load(row + j), load(left + j));
+    store(left + j, value);
+    const VecInt better = value > most;
+    most = better ? value : most;
+    index = better ? position : index;
+    position += kLanes;
+  }
+  float found = -kInfinity;
+  int64_t at = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    if (most[i] > found || (most[i] == found && index[i] < at)) found = most[i], at = index[i];
+  }
+  for (; j < n; ++j) {
+    left[j] = row[j] < left[j] ? row[j] : left[j];
+    if (left[j] > found) found = left[j], at = j;
+  }
+  return at;
+}
+
+void take_nearer(const float* row, int64_t n, int32_t i, float* least, int32_t* nearest) {
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) {
+    const Vec distance = load(row + j), before = load(least + j);
+    const VecInt nearer = distance < before;
+    store(least + j, nearer ? distance : before);
+    const VecInt index = nearer ? VecInt{} + i : load_as<VecInt>(nearest + j);
+    __builtin_memcpy(nearest + j, &index, sizeof index);
+  }
+  for (; j < n; ++j) {
+    if (row[j] < least[j]) least[j] = row[j], nearest[j] = i;
+  }
+}
+
 // Sec. 4: m, the mean square of the k smallest distances of each row. Vectors run along rows i; what they hold of
 // them is read down the columns.
 void smallest_squares(const float* distance, int64_t n, int64_t k, float* mean) {

@@ -9,6 +9,7 @@
 namespace flashvid {
 
 constexpr int64_t kDepthMultiple = 32;  // the channels of a product's rows: two AVX-512 vectors of fp32, one of bf16
+constexpr float kDistanceStep = 1e-5f;  // of cosine distances, which are counted in steps: what is less is rounding
 constexpr int64_t kMostSmallest = 16;   // values of a row that are kept in order at a time
 constexpr int64_t kTile = 32;           // `out` of a product has room for this multiple of rows and columns
 
@@ -50,6 +51,13 @@ struct Kernels {
   float (*cosine_distances)(float* row, int64_t n, float inverse_norm, const float* inverse_norms, float* nearest);
   // The first j of largest row[j] * inverse_norms[j] among those with mask[j] != 0; returns the value, -inf if none.
   float (*best_match)(const float* row, int64_t n, const float* inverse_norms, const int32_t* mask, int32_t* best);
+  // In place: inner products of row i with n others become cosine distances, in whole steps of kDistanceStep. Returns
+  // their sum.
+  int64_t (*distance_steps)(float* row, int64_t n, float inverse_norm, const float* inverse_norms);
+  // left[j] becomes the minimum of itself and row[j]; returns the first j where it is largest.
+  int64_t (*farthest)(const float* row, int64_t n, float* left);
+  // Where row[j] is below least[j], this becomes it, and nearest[j] becomes i.
+  void (*take_nearer)(const float* row, int64_t n, int32_t i, float* least, int32_t* nearest);
   // DPC-kNN, from the symmetric [n, n] distances: the mean square of the k smallest of each row, k <= kMostSmallest;
   // the largest of `count` values; the least row[j] of j before i in the order of (m, index), +inf if none.
   void (*smallest_squares)(const float* distance, int64_t n, int64_t k, float* mean);

@@ -11,6 +11,7 @@ extern const Kernels kKernelsPlain;
 const Kernels kKernelsPlain = {
     "plain",  product<Multiply>, nullptr, false, no_workspace,
     squared_distances, squared_distance, add_row,  sum_squares, dot, dot_rows, widen, narrow, split, mean_rows,
-    cosine_distances, best_match, smallest_squares, largest, nearest_denser, add_softmax,
+    cosine_distances, best_match, distance_steps, farthest, take_nearer, smallest_squares, largest, nearest_denser,
+    add_softmax,
 };
 }  // namespace flashvid

@@ -2,7 +2,7 @@
 """Peers of FlashVID under the same budget and interface: what is offered, and what each reads.
 
 One module a peer, of the same name, imported on first use; no torch here. Its ``compress(features, attention,
-budget, backend)`` returns a ``CompressedVideo`` of exactly ``budget.tokens`` tokens. Its constants are its paper's;
+budget, backend)``, and ``keeps_positions`` where it asks, returns a ``CompressedVideo`` of ``budget.tokens`` tokens. Its constants are its paper's;
 FlashVID's own settings do not reach it. How each differs from its paper stands in its docstring.
 """
 
@@ -19,10 +19,12 @@ class Peer:
     Attributes:
         reads_attention: whether it needs the attention that tokens receive in the vision encoder.
         merges: whether a kept token may stand for others; else it is a copy of one token.
+        asks_positions: whether it must know if kept tokens keep their positions.
     """
 
     reads_attention: bool
     merges: bool
+    asks_positions: bool = False
 
 
 PEERS = {
@@ -35,7 +37,7 @@ PEERS = {
     "divprune": Peer(reads_attention=False, merges=False),
     "vcast": Peer(reads_attention=False, merges=False),
     "gleanvid": Peer(reads_attention=False, merges=False),
-    "adaptive": Peer(reads_attention=False, merges=True),
+    "adaptive": Peer(reads_attention=False, merges=True, asks_positions=True),
     "uniform": Peer(reads_attention=False, merges=False),
 }
 

@@ -13,7 +13,7 @@ from tests.ops.interpreted.conftest import FULL, sampled
 from tests.ops.test_golden import config_of
 from tests.ops.test_reference import OPS, half_mask, op_inputs, same
 from tests.support.cases import DTYPES, GOLDEN, Golden, assert_close, golden, video
-from tests.support.exactness import assert_clustered, assert_linked, assert_selected
+from tests.support.exactness import assert_clustered, assert_explained, assert_linked, assert_selected
 
 TRITON: Any = {"backend": "triton"}
 # T, N, D: one frame, one token, and sizes beside the powers of two that kernels tile by
@@ -63,6 +63,15 @@ def test_match_tokens(shape: tuple[int, int, int], matching: str, dtype: torch.d
         expected = ops.match_tokens(features, candidate, segment_id, 0.5, matching, backend="torch")
         got = ops.match_tokens(features, candidate, segment_id, 0.5, matching, **TRITON)
         assert_linked(features, 0.5, got, expected)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("shape", "kind", "dtype"), sampled(SHAPES, ["scene", "letterbox", "nan"], DTYPES))
+def test_explain_tokens(shape: tuple[int, int, int], kind: str, dtype: torch.dtype) -> None:
+    features = video(kind, *shape, dtype)[0]
+    for tokens, still in ((-(-shape[0] * shape[1] // 4), 0.7), (1, 0.0)):
+        expected = ops.explain_tokens(features, tokens, still, backend="torch")
+        assert_explained(features, tokens, still, ops.explain_tokens(features, tokens, still, **TRITON), expected)
 
 
 @pytest.mark.usefixtures("poisoned")
