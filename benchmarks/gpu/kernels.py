@@ -47,6 +47,7 @@ def run_ops(features: torch.Tensor, attention: torch.Tensor) -> None:
     ops.pool_trees(features, root, candidate, backend="triton")
     ops.pool_trees(features, root.flatten().flip(0).view(t, n), candidate, backend="triton")  # no forest
     ops.cluster_tokens(features[0], max(1, n // 4), min(7, n), backend="triton")
+    ops.explain_tokens(features, max(1, t * n // 4), 0.7, backend="triton")
     query, key = torch.randn(2, t, 2, n, 72, device=device).to(features.dtype)
     ops.received_attention(query, key, backend="triton")
     if native.has_cuda() and features.is_cuda:

@@ -6,7 +6,7 @@
 
 A row is one implementation of one op on one video: a "scene" drifts and merges into trees, in "noise" nothing matches
 and every token is clustered. Peers are the torch reference, vLLM's VidCom2 and EVS at the same ratio, and the two
-batched products of the same shape that no implementation avoids. The floor is the larger of bytes / bandwidth and
+batched products of the same shape that no implementation avoids; `adaptive` is held against FlashVID. The floor is the larger of bytes / bandwidth and
 FLOPs / rate, both measured in this run on this device: the GPU, or the CPU where there is none. The last table is the
 cost in T.
 """
@@ -48,11 +48,13 @@ SHAPES = {
 }
 CASES = {"LLaVA-OneVision-7B": 32, "small": 16}  # frames, where none are asked for
 ALL_FRAMES = (16, 32, 64, 160, 512)
-LENGTHS, LENGTH_SHAPE = (16, 64, 256, 1024), (196, 1152)
+LENGTHS, LENGTH_SHAPE = (16, 64, 256, 1024, 4096), (196, 1152)
+OURS = ("flashvid", "adaptive")
 KINDS = ("scene", "noise")
 RATIO = 0.1
 CONFIG = FlashVidConfig(retention_ratio=RATIO)
-PEERS = ("torch", "two bmm", "VidCom2", "EVS")
+ADAPTIVE = FlashVidConfig(retention_ratio=RATIO, method="adaptive")
+PEERS = ("torch", "two bmm", "VidCom2", "EVS", "FlashVID")
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -153,6 +155,16 @@ def compressions(features: Tensor, attention: Tensor) -> Calls:
     return found
 
 
+def adaptive(features: Tensor) -> Calls:
+    """The method of this project by each backend that runs here, and FlashVID by the best of them."""
+    attention = features.new_ones(features.shape[:2], dtype=torch.float32)
+    found: Calls = {
+        backend: partial(compress, features, None, FlashVidConfig(**ADAPTIVE.to_dict() | {"backend": backend}))
+        for backend in env_info()["backends"]
+    }
+    return found | {"FlashVID": partial(compress, features, attention, CONFIG)}
+
+
 def op_calls(features: Tensor, attention: Tensor, encoder: list[int]) -> dict[str, Calls]:
     """Every op by each backend that has it here, on the reference's own inputs: all do the same work."""
     t, n, _ = features.shape
@@ -215,32 +227,33 @@ def measure(
     features, attention = (x.to(timer.device) for x in video(kind, t, n, d, dtype))
     work = count(plan(t, n, CONFIG), d, features.element_size(), *encoder)
     work["cluster_tokens"] = Work(work["cluster_tokens"].bytes // t, work["cluster_tokens"].flops // t)  # one frame
-    groups = {"compress": compressions(features, attention)}
+    groups = {"compress": compressions(features, attention), "adaptive": adaptive(features)}
     groups |= op_calls(features, attention, encoder) if each_op else {}
     rows = []
     for op, calls in groups.items():
         times = timer.all(calls)
         medians = {by: statistics.median(found) for by, found in times.items()}
         for by, found in times.items():
-            more = launches_of(calls[by], by), as_torch(calls, by) if op == "compress" else None
+            more = launches_of(calls[by], by), as_torch(calls, by) if op in ("compress", "adaptive") else None
             ratios = {peer: medians[by] / medians[peer] for peer in PEERS if peer in medians and peer != by}
             span = medians[by], min(found), max(found)
             rows.append(Row(f"{t} x {n} x {d} {kind}", op, by, *span, work[op].floor_s(*roof), *more, ratios))
     return rows
 
 
-def measure_length(t: int, dtype: str) -> dict[str, Any]:
+def measure_length(t: int, dtype: str, method: str) -> dict[str, Any]:
     """The cost of t frames, in a process of its own: what an earlier video left in a workspace would hide its need."""
-    timer = Timer(2)
+    timer, config = Timer(2), {"flashvid": CONFIG, "adaptive": ADAPTIVE}[method]
     features, attention = (x.to(timer.device) for x in video("scene", 16, *LENGTH_SHAPE, getattr(torch, dtype)))
-    compress(features[:2, :8], attention[:2, :8], CONFIG)  # loads what is loaded once
+    compress(features[:2, :8], attention[:2, :8], config)  # loads what is loaded once
     features, attention = features.repeat(t // 16, 1, 1), attention.repeat(t // 16, 1)
-    peak = timer.peak_bytes(lambda: compress(features, attention, CONFIG))
-    times = timer.all({"compress": lambda: compress(features, attention, CONFIG)})["compress"]
+    peak = timer.peak_bytes(lambda: compress(features, attention, config))
+    times = timer.all({"compress": lambda: compress(features, attention, config)})["compress"]
     return {
         "video": f"{t} x {LENGTH_SHAPE[0]} x {LENGTH_SHAPE[1]} scene",
         "dtype": dtype,
         "frames": t,
+        "method": method,
         "by": env_info()["backend"],
         "median_s": statistics.median(times),
         "fastest_s": min(times),
@@ -255,7 +268,7 @@ def table(title: str, lines: list[dict[str, str]]) -> Table:
     shown = Table(title=title, title_justify="left")
     columns = [name for name in lines[0] if any(line[name] for line in lines)]
     for name in columns:
-        shown.add_column(name, justify="left" if name in ("video", "op", "by") else "right", no_wrap=True)
+        shown.add_column(name, justify="left" if name in ("video", "op", "method", "by") else "right", no_wrap=True)
     for line in lines:
         shown.add_row(*(line[name] for name in columns))
     return shown
@@ -280,7 +293,7 @@ def line_of(row: Row) -> dict[str, str]:
 
 
 def length_line(row: dict[str, Any]) -> dict[str, str]:
-    line = {"T": str(row["frames"]), "by": row["by"], **times_of(row)}
+    line = {"T": str(row["frames"]), "method": row["method"], "by": row["by"], **times_of(row)}
     line |= {"us a frame": f"{1e6 * row['median_s'] / row['frames']:.0f}"}
     return line | {
         name: "" if row[key] is None else f"{row[key] / 2**20:.1f}"
@@ -324,15 +337,16 @@ def main() -> int:
                 each_op = kind == "scene" and (options.all or shape != "small")
                 rows += measure(shape, t, kind, dtype, timer, roof, each_op)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        lengths = pool.starmap(measure_length, [(t, options.dtype) for t in LENGTHS], chunksize=1)
+        lengths = pool.starmap(measure_length, [(t, options.dtype, m) for m in OURS for t in LENGTHS], chunksize=1)
     about = env_info() | {"commit": commit(), "dtype": options.dtype, "threads": torch.get_num_threads()}
     about["isa"] = None if native.MISSING else native.isa()
     del about["backend"]  # each row has its own
     machine = (
         f"{about['device']}, {about['threads']} threads, {about['isa']}, torch {about['torch']}, {about['commit']}"
     )
-    console.print(table(f"compress to {RATIO:.0%}: {machine}", [line_of(row) for row in rows if row.op == "compress"]))
-    if each := [line_of(row) for row in rows if row.op != "compress"]:
+    whole = ("compress", "adaptive")
+    console.print(table(f"compress to {RATIO:.0%}: {machine}", [line_of(row) for row in rows if row.op in whole]))
+    if each := [line_of(row) for row in rows if row.op not in whole]:
         console.print(table(f"op by op, {options.dtype}", each))
     size = f"T x {LENGTH_SHAPE[0]} x {LENGTH_SHAPE[1]}, {options.dtype}"
     console.print(

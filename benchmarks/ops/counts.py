@@ -55,6 +55,7 @@ def count(
         "received_attention": Work(
             2 * t * patches * heads * channels * itemsize + t * patches * FP32, 4 * t * heads * patches**2 * channels
         ),
+        "adaptive": Work(features + budget.tokens * (d * itemsize + 2 * INDEX) + t * n * INDEX, gram),
         "compress": Work(
             features + t * n * FP32 + budget.tokens * (d * itemsize + 2 * INDEX) + t * n * INDEX,
             gram + match + distances,

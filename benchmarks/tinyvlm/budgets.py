@@ -234,10 +234,10 @@ def _expansion(asked: Asked, page: Page) -> list[str]:
     lines = [
         "## More frames, the same number of tokens",
         "",
-        f"{len(asked.family)} questions about {len(page.parts['frames'][1])} videos of {data.LONG_FRAMES} frames, of which",
-        f"the LLM gets {FEWER * TOKENS} tokens: {FEWER} frames whole ({percent(few)}), or of more frames what a setting",
-        "keeps. In brackets the difference from the few frames, with its 95 % interval. `positions` original ends where",
-        "training does, at 33 frames.",
+        f"{len(asked.family)} questions about {len(page.parts['frames'][1])} videos of {data.LONG_FRAMES} frames, of",
+        f"which the LLM gets {FEWER * TOKENS} tokens: {FEWER} frames whole ({percent(few)}), or of more frames what a",
+        "setting keeps. In brackets the difference from the few frames, with its 95 % interval. `positions` original",
+        "ends where training does, at 33 frames.",
         "",
     ]
     columns = [(positions, frames) for positions, numbers in FRAMES.items() for frames in numbers]

@@ -116,9 +116,11 @@ def test_same_answer_as_the_oracle(served: Served, name: str, ratio: float) -> N
     served.check(name, settings, settings)
 
 
-def test_token_budget_and_disabled(served: Served) -> None:
+def test_token_budget_disabled_and_another_method(served: Served) -> None:
     served.check("text around two videos", {"token_budget": 20}, {"token_budget": 20})
     served.check("text around two videos", {"enabled": False}, None)
+    still = {"method": "adaptive", "retention_ratio": 0.4}  # which asks whether tokens keep their positions
+    served.check("text around two videos", still, still)
 
 
 @pytest.mark.parametrize(

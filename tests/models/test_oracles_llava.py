@@ -142,9 +142,9 @@ def test_the_attention_decides(models: Any, kind: str) -> None:
     features, attention, _ = oracle.video(LONG)
     wrong = {"none": torch.ones_like(attention), "upside down": attention.flip(1)}
     settings = {"retention_ratio": 0.2}
-    right = set(kept_tokens(features, attention, settings)[1])
+    right = set(kept_tokens(features, attention, settings, False)[1])
     for name, weights in wrong.items():
-        assert set(kept_tokens(features, weights, settings)[1]) != right, name
+        assert set(kept_tokens(features, weights, settings, False)[1]) != right, name
 
 
 @pytest.mark.parametrize("kind", ["llava_onevision", "llava_onevision_clip", "llava_video", "llava_video_frame"])
@@ -161,7 +161,7 @@ def test_the_oracles_are_sharp(models: Any, kind: str) -> None:
         return float((oracle.greedy(embeddings, positions, 1)[1][0] - right)[top].abs().max())
 
     features, attention, grid = oracle.video(clips[0])
-    tokens, where = kept_tokens(features, attention, settings)
+    tokens, where = kept_tokens(features, attention, settings, False)
     before = len(oracle.tokenizer(HEAD, add_special_tokens=False).input_ids)
     end = before + len(oracle.lay_out(tokens, where, grid))
     newlines = [row for row in range(before, end) if torch.equal(embeddings[row], oracle.newline)]

@@ -39,6 +39,7 @@ CPU_ALONE: dict[str, Callable[[torch.Tensor], Any]] = {
     "select_tokens": lambda x: ops.select_tokens(x, None, 1, backend="native"),
     "match_tokens": lambda x: ops.match_tokens(x, x[..., 0].bool(), x[:, 0, 0].long(), 0.8, backend="native"),
     "cluster_tokens": lambda x: ops.cluster_tokens(x[0], 1, 1, backend="native"),
+    "explain_tokens": lambda x: ops.explain_tokens(x, 1, 0.7, backend="native"),
     "received_attention": lambda x: ops.received_attention(x[None], x[None], backend="native"),
     "compress": lambda x: compress(x, x[..., 0], FlashVidConfig(backend="native")),
 }

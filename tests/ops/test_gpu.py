@@ -21,7 +21,7 @@ from tests.core.test_compress import assert_sound
 from tests.ops.test_golden import config_of
 from tests.ops.test_reference import half_mask
 from tests.support.cases import DTYPES, GOLDEN, assert_close, golden, video
-from tests.support.exactness import assert_clustered, assert_linked, assert_selected
+from tests.support.exactness import assert_clustered, assert_explained, assert_linked, assert_selected
 
 pytestmark = [
     pytest.mark.gpu,
@@ -82,6 +82,10 @@ def near_ties(features: Tensor, attention: Tensor, config: FlashVidConfig) -> li
         own = by_triton(ops.cluster_tokens, trees, *sizes)
         assert_clustered(trees, sizes[1], own, clusters)
         found += [] if all(map(torch.equal, own, clusters)) else [f"clusters of frame {i}"]
+    explained = ops.explain_tokens(features, max(1, t * n // 8), 0.7, backend="torch")
+    own = by_triton(ops.explain_tokens, features, max(1, t * n // 8), 0.7)
+    assert_explained(features, max(1, t * n // 8), 0.7, own, explained)
+    found += [f"what stands for token {at}" for at in (own != explained).nonzero().tolist()]
     return found
 
 

@@ -2,8 +2,9 @@
 """Peers of FlashVID under the same budget and interface: what is offered, and what each reads.
 
 One module a peer, of the same name, imported on first use; no torch here. Its ``compress(features, attention,
-budget, backend)``, and ``keeps_positions`` where it asks, returns a ``CompressedVideo`` of ``budget.tokens`` tokens. Its constants are its paper's;
-FlashVID's own settings do not reach it. How each differs from its paper stands in its docstring.
+budget, backend)``, and ``keeps_positions`` where it asks, returns a ``CompressedVideo`` of exactly ``budget.tokens``
+tokens. Its constants are its paper's; FlashVID's own settings do not reach it. How each differs from its paper stands
+in its docstring.
 """
 
 import importlib

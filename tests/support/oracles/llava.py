@@ -73,7 +73,7 @@ class LlavaOracle:
         for piece in re.split(f"({IMAGE}|{VIDEO})", text):
             if piece == VIDEO and clips:
                 features, attention, grid = self.video(clips.pop(0))
-                kept, where = kept_tokens(features, attention, settings)
+                kept, where = kept_tokens(features, attention, settings, self.original)
                 rows += self.lay_out(kept, where, grid)
                 inside, length = self.places(where, grid)
                 places += [start + place for place in inside]
@@ -132,11 +132,13 @@ class LlavaOracle:
         return chosen, logprobs
 
 
-def kept_tokens(features: Tensor, attention: Tensor, settings: dict[str, Any] | None) -> tuple[Tensor, list[int]]:
+def kept_tokens(
+    features: Tensor, attention: Tensor, settings: dict[str, Any] | None, original: bool
+) -> tuple[Tensor, list[int]]:
     """Rows [B, D] of the kept tokens and which they are; FlashVidConfig's defaults are these families' own."""
     if settings is None:
         return features.flatten(0, 1), list(range(features.shape[0] * features.shape[1]))
-    video = compress(features, attention, FlashVidConfig(**settings))
+    video = compress(features, attention, FlashVidConfig(**settings), keeps_positions=original)
     return video.tokens, video.source_index.tolist()
 
 

@@ -140,7 +140,8 @@ class MropeOracle:
         rows = features.flatten(0, 1)
         if settings is None:
             return rows, list(range(len(rows)))
-        video = compress(features[..., : self.width].contiguous(), attention, FlashVidConfig(**(QWEN | settings)))
+        config = FlashVidConfig(**settings if "method" in settings else QWEN | settings)  # a peer has no preset
+        video = compress(features[..., : self.width].contiguous(), attention, config)
         kept = torch.cat([video.tokens, rows[video.source_index, self.width :]], dim=1)
         return kept, video.source_index.tolist()
 
