@@ -110,7 +110,8 @@ def test_any_text(cls: Any, prompt: list[tuple[list[int], Item]], last: list[int
     assert torch.equal(first, again)
     assert delta == same_delta == largest + 1 - len(ids)
     start = data.draw(st.integers(0, len(ids)))
-    for begin, end in ((0, start), (start, len(ids))):
+    again_to = data.draw(st.integers(0, start))  # of what was final when the request was preempted
+    for begin, end in ((0, start), (0, again_to), (again_to, len(ids))):
         chunk = [
             part for offset, rows_of in embeddings
             if len(part := rows_of[max(begin - offset, 0) : max(end - offset, 0)])
