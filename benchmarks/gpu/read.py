@@ -53,15 +53,16 @@ def watched(ran: Ran, tool: str) -> Found:
 def operations(ran: Ran) -> Found:
     """`benchmarks.ops --json`."""
     _expect_success(ran)
-    from ..ops.__main__ import Row, length_line, line_of
+    from ..ops import lengths
+    from ..ops.__main__ import WHOLE, Row, line_of
 
     entries = [json.loads(line) for line in (ran.out / ROWS).read_text().splitlines()]
     rows = [Row(**{field.name: entry[field.name] for field in fields(Row)}) for entry in entries if "op" in entry]
     text: list[str] = []
     for title, some in (
-        ("The whole compression", [line_of(row) for row in rows if row.op == "compress"]),
-        ("Op by op", [line_of(row) for row in rows if row.op != "compress"]),
-        ("The cost in the number of frames", [length_line(entry) for entry in entries if "frames" in entry]),
+        ("The whole compression", [line_of(row) for row in rows if row.op in WHOLE]),
+        ("Op by op", [line_of(row) for row in rows if row.op not in WHOLE]),
+        ("The cost in the number of frames", [lengths.line_of(entry) for entry in entries if "frames" in entry]),
     ):
         text += [f"### {title}", "", *table_of(some)] if some else []
     if not any(row.by == "triton" and row.op == "compress" for row in rows):

@@ -6,19 +6,16 @@
 
 A row is one implementation of one op on one video: a "scene" drifts and merges into trees, in "noise" nothing matches
 and every token is clustered. Peers are the torch reference, vLLM's VidCom2 and EVS at the same ratio, and the two
-batched products of the same shape that no implementation avoids; `adaptive` is held against FlashVID. The floor is the larger of bytes / bandwidth and
-FLOPs / rate, both measured in this run on this device: the GPU, or the CPU where there is none. The last table is the
-cost in T.
+batched products of the same shape that no implementation avoids; FlashVID is `adaptive`'s. The floor is the larger of
+bytes / bandwidth and FLOPs / rate, both measured in this run on this device: the GPU, or the CPU where there is none.
+The last table is the cost in T.
 """
 
 import argparse
-import ctypes
 import json
-import multiprocessing
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -36,7 +33,9 @@ from flashvid_vllm.ops import native
 from tests.support.cases import video
 
 from ..common.machine import model_dtype
+from . import lengths
 from .counts import Work, count
+from .timer import Calls, Timer, times_of
 
 # (N, D, heads, patches of a frame in the encoder, channels of a head)
 SHAPES = {
@@ -48,14 +47,11 @@ SHAPES = {
 }
 CASES = {"LLaVA-OneVision-7B": 32, "small": 16}  # frames, where none are asked for
 ALL_FRAMES = (16, 32, 64, 160, 512)
-LENGTHS, LENGTH_SHAPE = (16, 64, 256, 1024, 4096), (196, 1152)
-OURS = ("flashvid", "adaptive")
 KINDS = ("scene", "noise")
 RATIO = 0.1
-CONFIG = FlashVidConfig(retention_ratio=RATIO)
-ADAPTIVE = FlashVidConfig(retention_ratio=RATIO, method="adaptive")
+CONFIG, ADAPTIVE = (FlashVidConfig(retention_ratio=RATIO, method=method) for method in lengths.METHODS)
+WHOLE = ("compress", "adaptive")  # among the ops
 PEERS = ("torch", "two bmm", "VidCom2", "EVS", "FlashVID")
-Calls = dict[str, Callable[[], Any]]
 
 
 @dataclass
@@ -72,55 +68,6 @@ class Row:
     launches: int | None
     as_torch: float | None
     ratios: dict[str, float]
-
-
-class Timer:
-    """Times functions in turns: what disturbs the machine disturbs them all."""
-
-    def __init__(self, seconds: float) -> None:
-        self.device, self.seconds = torch.device("cuda" if torch.cuda.is_available() else "cpu"), seconds
-
-    def once(self, function: Callable[[], Any]) -> float:
-        self.wait()
-        start = time.perf_counter()
-        function()
-        self.wait()
-        return time.perf_counter() - start
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def all(self, functions: Calls) -> dict[str, list[float]]:
-        """At least 5 turns each, and as many as the time allows, up to 50; the first, a warm-up, is dropped."""
-        first = {name: self.once(function) for name, function in functions.items()}
-        turns = max(5, min(50, int(self.seconds / max(1e-9, sum(first.values())))))
-        times: dict[str, list[float]] = {name: [] for name in functions}
-        for _ in range(turns):
-            for name, function in functions.items():
-                times[name].append(self.once(function))
-        return times
-
-    def peak_bytes(self, function: Callable[[], Any]) -> int | None:
-        """How much more memory ``function`` takes at most than before; None where the system does not tell."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
-            function()
-            return torch.cuda.max_memory_allocated(self.device) - before
-        try:
-            ctypes.CDLL(None).malloc_trim(0)  # what was freed is free
-            Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory is what it is now
-            before = _resident("VmHWM")
-            function()
-            return _resident("VmHWM") - before
-        except (OSError, AttributeError):
-            return None
-
-
-def _resident(key: str) -> int:
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in status if line.startswith(key))
 
 
 def ceilings(dtype: torch.dtype, timer: Timer) -> tuple[float, float]:
@@ -234,33 +181,11 @@ def measure(
         times = timer.all(calls)
         medians = {by: statistics.median(found) for by, found in times.items()}
         for by, found in times.items():
-            more = launches_of(calls[by], by), as_torch(calls, by) if op in ("compress", "adaptive") else None
+            more = launches_of(calls[by], by), as_torch(calls, by) if op in WHOLE else None
             ratios = {peer: medians[by] / medians[peer] for peer in PEERS if peer in medians and peer != by}
             span = medians[by], min(found), max(found)
             rows.append(Row(f"{t} x {n} x {d} {kind}", op, by, *span, work[op].floor_s(*roof), *more, ratios))
     return rows
-
-
-def measure_length(t: int, dtype: str, method: str) -> dict[str, Any]:
-    """The cost of t frames, in a process of its own: what an earlier video left in a workspace would hide its need."""
-    timer, config = Timer(2), {"flashvid": CONFIG, "adaptive": ADAPTIVE}[method]
-    features, attention = (x.to(timer.device) for x in video("scene", 16, *LENGTH_SHAPE, getattr(torch, dtype)))
-    compress(features[:2, :8], attention[:2, :8], config)  # loads what is loaded once
-    features, attention = features.repeat(t // 16, 1, 1), attention.repeat(t // 16, 1)
-    peak = timer.peak_bytes(lambda: compress(features, attention, config))
-    times = timer.all({"compress": lambda: compress(features, attention, config)})["compress"]
-    return {
-        "video": f"{t} x {LENGTH_SHAPE[0]} x {LENGTH_SHAPE[1]} scene",
-        "dtype": dtype,
-        "frames": t,
-        "method": method,
-        "by": env_info()["backend"],
-        "median_s": statistics.median(times),
-        "fastest_s": min(times),
-        "slowest_s": max(times),
-        "features_bytes": features.nbytes,
-        "peak_bytes": peak,
-    }
 
 
 def table(title: str, lines: list[dict[str, str]]) -> Table:
@@ -274,14 +199,6 @@ def table(title: str, lines: list[dict[str, str]]) -> Table:
     return shown
 
 
-def times_of(row: dict[str, Any]) -> dict[str, str]:
-    median, fastest, slowest = (
-        f"{1e3 * s:.0f}" if s >= 0.1 else f"{1e3 * s:.3g}"
-        for s in (row["median_s"], row["fastest_s"], row["slowest_s"])
-    )
-    return {"median, ms": median, "spread": f"{fastest} to {slowest}"}
-
-
 def line_of(row: Row) -> dict[str, str]:
     def text(value: float | None) -> str:
         return "" if value is None else f"{value:.5g}"
@@ -290,15 +207,6 @@ def line_of(row: Row) -> dict[str, str]:
     line |= {"/ floor": f"{row.median_s / row.floor_s:.1f}"}
     line |= {f"/ {peer}": f"{row.ratios[peer]:.2f}" if peer in row.ratios else "" for peer in PEERS}
     return line | {"as torch": text(row.as_torch), "launches": text(row.launches)}
-
-
-def length_line(row: dict[str, Any]) -> dict[str, str]:
-    line = {"T": str(row["frames"]), "method": row["method"], "by": row["by"], **times_of(row)}
-    line |= {"us a frame": f"{1e6 * row['median_s'] / row['frames']:.0f}"}
-    return line | {
-        name: "" if row[key] is None else f"{row[key] / 2**20:.1f}"
-        for name, key in (("features, MiB", "features_bytes"), ("peak beside them, MiB", "peak_bytes"))
-    }
 
 
 def commit() -> str:
@@ -315,6 +223,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--all", action="store_true", help="every shape, number of frames and op")
     parser.add_argument("--shape", choices=tuple(SHAPES), action="append", help=f"default: {', '.join(CASES)}")
     parser.add_argument("--frames", type=int, nargs="+", help="default: 32, and 16 for the small shape")
+    parser.add_argument("--lengths", type=int, nargs="+", default=lengths.FRAMES, help="of the last table")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: by this CPU")
     parser.add_argument("--seconds", type=float, default=5, help="time for the turns of one op; default 5")
     parser.add_argument("--json", type=Path, help="append a JSON row for each row to this file")
@@ -336,25 +245,23 @@ def main() -> int:
                 console.print(f"{shape}, {t} frames of {kind} ...", highlight=False)
                 each_op = kind == "scene" and (options.all or shape != "small")
                 rows += measure(shape, t, kind, dtype, timer, roof, each_op)
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        lengths = pool.starmap(measure_length, [(t, options.dtype, m) for m in OURS for t in LENGTHS], chunksize=1)
+    costs = lengths.measure(options.dtype, RATIO, options.lengths)
     about = env_info() | {"commit": commit(), "dtype": options.dtype, "threads": torch.get_num_threads()}
     about["isa"] = None if native.MISSING else native.isa()
     del about["backend"]  # each row has its own
     machine = (
         f"{about['device']}, {about['threads']} threads, {about['isa']}, torch {about['torch']}, {about['commit']}"
     )
-    whole = ("compress", "adaptive")
-    console.print(table(f"compress to {RATIO:.0%}: {machine}", [line_of(row) for row in rows if row.op in whole]))
-    if each := [line_of(row) for row in rows if row.op not in whole]:
+    console.print(table(f"compress to {RATIO:.0%}: {machine}", [line_of(row) for row in rows if row.op in WHOLE]))
+    if each := [line_of(row) for row in rows if row.op not in WHOLE]:
         console.print(table(f"op by op, {options.dtype}", each))
-    size = f"T x {LENGTH_SHAPE[0]} x {LENGTH_SHAPE[1]}, {options.dtype}"
+    size = f"T x {lengths.SHAPE[0]} x {lengths.SHAPE[1]}, {options.dtype}"
     console.print(
-        table(f"cost in the number of frames, {size}; the result counts as memory", list(map(length_line, lengths)))
+        table(f"cost in the number of frames, {size}; the result counts as memory", list(map(lengths.line_of, costs)))
     )
     if options.json:
         with options.json.open("a") as file:
-            file.writelines(json.dumps(about | row) + "\n" for row in [*map(asdict, rows), *lengths])
+            file.writelines(json.dumps(about | row) + "\n" for row in [*map(asdict, rows), *costs])
     return 0
 
 

@@ -414,8 +414,8 @@ def test_no_test_that_ran_is_no_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize("by", ["triton", "torch"])
 def test_rows_of_the_operations(by: str, tmp_path: Path) -> None:
     row = Row("8 x 4 x 2 scene", "compress", by, 0.002, 0.001, 0.003, 1e-4, 12, 1.0, {"EVS": 0.5, "VidCom2": 0.25})
-    length = {"frames": 16, "by": by, "median_s": 1, "fastest_s": 1, "slowest_s": 1, "features_bytes": 2**20,
-              "peak_bytes": None}  # fmt: skip
+    length = {"frames": 16, "method": "flashvid", "by": by, "median_s": 1, "fastest_s": 1, "slowest_s": 1,
+              "features_bytes": 2**20, "peak_bytes": None}  # fmt: skip
     about = {"device": "x", "commit": "y"}
     entries = [about | entry for entry in (vars(row), length)]
     (tmp_path / read.ROWS).write_text("".join(json.dumps(entry) + "\n" for entry in entries))

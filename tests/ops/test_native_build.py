@@ -134,7 +134,8 @@ def test_sanitizers_find_nothing(tree: Path) -> None:
         "from flashvid_vllm.ops import native\n"
         f"assert native._native.__file__.startswith({str(tree)!r})\n"
         "import pytest\n"
-        "sys.exit(pytest.main(['-q', '-x', '-p', 'no:cacheprovider', 'tests/ops/test_native.py']))\n"
+        "tests = ['tests/ops/test_native.py', 'tests/ops/test_explain.py']\n"
+        "sys.exit(pytest.main(['-q', '-x', '-p', 'no:cacheprovider', *tests]))\n"
     )
     ops = tree / "flashvid_vllm" / "ops"
     ops.symlink_to(tree / "kernels" / "ops")  # what package_dir does in an install

@@ -50,7 +50,7 @@ def merge(features: Tensor, source: Tensor, backend: str) -> CompressedVideo:
         source: [T, N] int64, the choice.
     """
     index, mean, size = ops.pool_trees(features, source.clamp(min=0), source >= 0, backend)
-    if not mean.isfinite().all():
+    if not mean.sum(-1).isfinite().all():  # without another tensor of that size
         position = torch.arange(source.numel(), device=source.device).view_as(source)
         source = torch.where(is_finite(features) | (source == position), source, -1)
         index, mean, size = ops.pool_trees(features, source.clamp(min=0), source >= 0, backend)
