@@ -19,10 +19,11 @@ constexpr int64_t kApart = 100000;         // steps, of a token that is not fini
 
 // What a thread needs for one frame.
 struct Workspace {
-  Workspace(const Video& video, const Kernels& kernels) : products(video, kernels), left(video.n), nearest(video.n) {}
+  Workspace(const Video& video, const Kernels& kernels)
+      : products(video, kernels), left(video.n), wide(video.channels), nearest(video.n), kept(video.n) {}
   FrameProducts products;
-  Buffer<float> left;
-  Buffer<int32_t> nearest;
+  Buffer<float> left, wide;
+  Buffer<int32_t> nearest, kept;
 };
 
 class Explanation {
@@ -43,7 +44,7 @@ class Explanation {
 
   void run(int64_t* source) {
     auto all = workspaces<Workspace>(video_.num_frames, threads_, video_, use_);
-    measure_tokens();
+    measure_tokens(all);
     std::vector<uint8_t> any(static_cast<size_t>(video_.num_tokens()), 1);
     parallel_for(video_.num_frames, threads_, [&](int64_t t, int) {
       if (t > 0) match_position(use_, video_, norms_, t - 1, any.data(), news_.data(), source);
@@ -66,17 +67,16 @@ class Explanation {
   }
 
  private:
-  void measure_tokens() {
-    parallel_for(video_.num_frames, threads_, [&](int64_t t, int) {
-      std::vector<float> wide;
+  void measure_tokens(std::vector<Workspace>& all) {
+    parallel_for(video_.num_frames, threads_, [&](int64_t t, int thread) {
+      float* wide = all[static_cast<size_t>(thread)].wide.data();
       for (int64_t token = t * video_.n; token < (t + 1) * video_.n; ++token) {
         const float squared = use_.sum_squares(video_.row(token), video_.dtype, video_.channels);
         norms_.inverse[token] = squared;
         finite_[token] = std::isfinite(squared);
         if (!finite_[token]) {  // or too large for its square
-          wide.resize(static_cast<size_t>(video_.channels));
-          use_.widen(video_.row(token), video_.dtype, video_.channels, wide.data());
-          finite_[token] = std::all_of(wide.begin(), wide.end(), [](float x) { return std::isfinite(x); });
+          use_.widen(video_.row(token), video_.dtype, video_.channels, wide);
+          finite_[token] = std::all_of(wide, wide + video_.channels, [](float x) { return std::isfinite(x); });
         }
       }
       norms_.enter(video_, t);
@@ -122,7 +122,7 @@ class Explanation {
       if (t == 0) {
         const float* row = mine.products.gram() + i * stride;
         const double away = std::accumulate(row, row + n, 0.0) / static_cast<double>(n);
-        news[i] = static_cast<float>(std::nearbyint(2 * kApart - away));
+        news[i] = static_cast<float>(std::max(0.0, std::nearbyint(2 * kApart - away)));
       } else {
         float product = std::isfinite(news[i]) ? news[i] : 0.0f;
         use_.distance_steps(&product, 1, 1.0f, &kOne);
@@ -171,19 +171,20 @@ class Explanation {
     int32_t* nearest = mine.nearest.data();
     std::fill_n(least, n, kInfinity);
     std::fill_n(nearest, n, -1);
-    std::vector<int32_t> kept(order_.data() + t * picks_, order_.data() + t * picks_ + kept_[t]);
-    std::sort(kept.begin(), kept.end());  // ties go to the lowest index
-    for (const int32_t i : kept) {
-      if (finite[i]) use_.take_nearer(mine.products.gram() + i * stride, n, i, least, nearest);
+    int32_t* const kept = mine.kept.data();
+    int32_t* const end = std::copy_n(order_.data() + t * picks_, kept_[t], kept);
+    std::sort(kept, end);  // ties go to the lowest index
+    for (const int32_t* i = kept; i < end; ++i) {
+      if (finite[*i]) use_.take_nearer(mine.products.gram() + *i * stride, n, *i, least, nearest);
     }
     for (int64_t i = 0; i < n; ++i) {
       const int64_t token = t * n + i;
       source[token] = nearest[i] < 0 ? -1 : t * n + nearest[i];
       stayed[token] = t > 0 && news_[token] <= least[i];
     }
-    for (const int32_t i : kept) {
-      source[t * n + i] = t * n + i;
-      stayed[t * n + i] = 0;
+    for (const int32_t* i = kept; i < end; ++i) {
+      source[t * n + *i] = t * n + *i;
+      stayed[t * n + *i] = 0;
     }
   }
 

@@ -269,7 +269,7 @@ def explain_tokens(features: Tensor, tokens: int, still: float, backend: str = "
 
     Distances are whole steps of 1e-5; ties go to the earlier frame, then to the earlier pick, then to the lowest
     index; a token that is not finite is picked last, and stands for no other. Time grows with T * N * N * D, and memory
-    with T * N and, for one frame, with N * N.
+    with T * N and with N * N: of a frame of each thread (native), or of so many frames as 64 MiB hold in fp32.
 
     Args:
         features: [T, N, D].
@@ -278,7 +278,7 @@ def explain_tokens(features: Tensor, tokens: int, still: float, backend: str = "
 
     Returns:
         source [T, N] int64, flat index (t*N + n) of the token that stands for each, its own where it stays; -1 if none
-        does: nothing finite stays.
+        does, as may be beside or behind tokens that are not finite.
     """
     sizes = check_tensor("features", features, "T N D", FLOATS)
     if not 1 <= tokens <= sizes["T"] * sizes["N"]:

@@ -15,6 +15,7 @@ from .cosines import inner, unit_rows
 STEP = 1e-5  # of cosine distances, which are counted in steps: what is less is rounding, and ties
 OPPOSITE = 2 / STEP
 PAIRS_AT_A_TIME = 2**22  # of tokens of one frame, whose distances are in memory: 16 MiB
+CHANNELS_AT_A_TIME = 2**24  # of tokens, of which there are two or three copies in fp32: 64 MiB each
 LAST, PICKED = -1.0, -2.0  # below any distance: tokens that are not finite, and those that are picked
 
 
@@ -42,12 +43,14 @@ def explain_tokens(
     tokens: int,
     still: float,
     farthest_first: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = farthest_first,
+    products: Callable[[Tensor], Tensor] = lambda unit: inner(unit, unit),
 ) -> Tensor:
-    """The numbered steps of ``flashvid_vllm.ops.explain_tokens``, with a backend's own for the second."""
-    num_frames, n, _ = features.shape
+    """The numbered steps of ``flashvid_vllm.ops.explain_tokens``, with a backend's own for the second, and for the
+    ``products`` [T, N, N] of a frame's tokens [T, N, D]."""
+    num_frames, n, d = features.shape
     features = features.contiguous()
     finite = is_finite(features)
-    together = max(1, PAIRS_AT_A_TIME // n**2)
+    together = max(1, min(PAIRS_AT_A_TIME // n**2, CHANNELS_AT_A_TIME // (n * d)))
     parts = [slice(t, min(t + together, num_frames)) for t in range(0, num_frames, together)]
 
     picks = min(n, tokens)
@@ -57,7 +60,7 @@ def explain_tokens(
     before = None
     for part in parts:
         unit = directions(features[part], finite[part])
-        apart = distances(unit)
+        apart = distances(products(unit))
         news[part] = through_time(unit, before, apart)
         least = at_least(apart, finite[part], still)[:, None].maximum(news[part])
         residual[part], order[part] = farthest_first(apart, least.where(finite[part], LAST), picks)
@@ -73,7 +76,7 @@ def explain_tokens(
     source = torch.empty(num_frames, n, dtype=torch.int64, device=features.device)
     for part in parts:
         if len(parts) > 1:
-            apart = distances(directions(features[part], finite[part]))
+            apart = distances(products(directions(features[part], finite[part])))
         to_kept[part], source[part] = apart.masked_fill(~(kept & finite)[part, None], torch.inf).min(2)
     frame = torch.arange(num_frames, device=features.device)[:, None]
     own = torch.arange(n, device=features.device)
@@ -94,9 +97,14 @@ def directions(features: Tensor, finite: Tensor) -> Tensor:
     return unit_rows(features.float().masked_fill(~finite[..., None], 0))
 
 
-def distances(unit: Tensor) -> Tensor:
+def in_steps(cosine: Tensor) -> Tensor:
+    """Cosine distances, in steps; none is below 0, and so none below what is picked."""
+    return ((1 - cosine) / STEP).round_().clamp_(min=0)
+
+
+def distances(cosine: Tensor) -> Tensor:
     """[T, N, N]: how far the tokens of each frame are apart, in steps; 0 from each to itself."""
-    apart = ((1 - inner(unit, unit)) / STEP).round_()
+    apart = in_steps(cosine)
     apart.diagonal(dim1=1, dim2=2).zero_()
     return apart
 
@@ -104,9 +112,9 @@ def distances(unit: Tensor) -> Tensor:
 def through_time(unit: Tensor, before: Tensor | None, apart: Tensor) -> Tensor:
     """1. The residuals [T, N] of tokens [T, N, D] behind the frame ``before`` [N, D], None at the start."""
     earlier = torch.cat([unit[:1] if before is None else before[None], unit[:-1]])
-    news = ((1 - (unit * earlier).sum(-1)) / STEP).round_()
+    news = in_steps((unit * earlier).sum(-1))
     if before is None:
-        news[0] = (OPPOSITE - apart[0].sum(-1, dtype=torch.float64) / apart.shape[1]).round()
+        news[0] = (OPPOSITE - apart[0].sum(-1, dtype=torch.float64) / apart.shape[1]).round().clamp(min=0)
     return news
 
 

@@ -172,7 +172,13 @@ def explain_tokens(features: Tensor, tokens: int, still: float) -> Tensor:
         farthest.farthest(apart, residual.contiguous(), at, order)
         return at, order
 
-    return explain.explain_tokens(features, tokens, still, first)
+    def products(unit: Tensor) -> Tensor:  # torch's may be of TF32, where vLLM is told to
+        t, n, _ = unit.shape
+        out, squares = _empty(unit, t, n, n), _empty(unit, t, n)
+        gram.gram(unit, out, squares)
+        return out
+
+    return explain.explain_tokens(features, tokens, still, first, products)
 
 
 @explain_tokens.register_fake

@@ -12,10 +12,11 @@ pytest.importorskip("cv2")
 pytest.importorskip("transformers")
 
 from benchmarks.tinyvlm import stats
+from benchmarks.tinyvlm.answers import Encoded
 from benchmarks.tinyvlm.evaluate import answers_in, coverage, summarise
 from benchmarks.tinyvlm.grid import PLAIN, Cell, cells, chosen
 from benchmarks.tinyvlm.questions import FIRST, Question
-from flashvid_vllm import FlashVidConfig
+from flashvid_vllm import FlashVidConfig, compress
 
 VIDEOS = 150
 
@@ -29,6 +30,27 @@ def test_grid_has_each_setting_once() -> None:
     keys = [cell.key for cell in cells()]
     assert len(set(keys)) == len(keys)
     assert {"plain@1", "flashvid@0.1", "tome@0.05", "alpha 0.1@0.25"} <= set(keys)
+
+
+def test_frames_are_left_out_before_a_video_is_compressed() -> None:
+    draw = torch.Generator().manual_seed(0)
+    video = Encoded(torch.randn(9, 49, 16, generator=draw), torch.rand(9, 49, generator=draw))
+    cell = Cell("some", 0.1, FlashVidConfig(token_budget=20), frames=5, spread=True)
+    shown = cell.shown(video).tokens
+    assert torch.equal(shown, video.tokens[[0, 2, 4, 6, 8]])
+    tokens, place = cell.tokens(video)
+    assert place is not None and len(tokens) == 20
+    assert int(place.max()) < 5 * 49  # positions in what is shown
+
+
+def test_adaptive_is_told_whether_positions_are_kept() -> None:
+    draw = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 49, 16, generator=draw) + 0.3 * torch.randn(9, 49, 16, generator=draw)
+    video, config = Encoded(features, torch.rand(9, 49)), FlashVidConfig(token_budget=150, method="adaptive")
+    left = {spread: Cell("ours", 0.3, config, spread=spread).tokens(video)[0] for spread in (False, True)}
+    for spread, tokens in left.items():
+        assert torch.equal(tokens, compress(features, None, config, keeps_positions=spread).tokens)
+    assert not torch.equal(left[False], left[True])
 
 
 def test_mcnemar_and_holm_by_hand() -> None:

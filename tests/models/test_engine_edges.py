@@ -115,8 +115,8 @@ def test_positions_above_600_in_bf16(llm: Any, monkeypatch: pytest.MonkeyPatch, 
 
     kept: list[torch.Tensor] = []
 
-    def compress(*args: Any) -> Any:
-        video = original(*args)
+    def compress(*args: Any, **options: Any) -> Any:
+        video = original(*args, **options)
         kept.append(video.source_index)
         return video
 

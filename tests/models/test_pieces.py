@@ -283,8 +283,10 @@ def test_start_up_compiles_what_its_videos_call_for(served: Served, monkeypatch:
     monkeypatch.undo()
     assert len(before) > 30
 
-    def also_on_triton(features: torch.Tensor, attention: torch.Tensor | None, config: FlashVidConfig) -> Any:
-        video = compress(features, attention, config)
+    def also_on_triton(
+        features: torch.Tensor, attention: torch.Tensor | None, config: FlashVidConfig, **options: Any
+    ) -> Any:
+        video = compress(features, attention, config, **options)
         selected = plan(features.shape[0], features.shape[1], config).selected_per_frame
         with compiled(SM_90) as found:
             pipeline.compress_video(features, attention, selected, 9, config.selection, config.matching, 0.8, 0.9, 4)

@@ -52,6 +52,17 @@ def test_features_of_any_scale(isa: str, scale: float) -> None:
     check(features, 30, 0.7)
 
 
+@pytest.mark.parametrize("backend", ["torch", pytest.param("native", marks=built)])
+@pytest.mark.parametrize("scale", [1e-23, 3e-23, 1e-22, 1e-19])
+def test_lengths_that_fp32_has_not_cost_no_token(backend: str, scale: float) -> None:
+    """Squares of such tokens lose their digits: their unit vectors may be longer than 1, and products above."""
+    features = scale * video("noise", 4, 16, 8)[0].abs()
+    for dtype in (torch.float32, torch.bfloat16):
+        for tokens in (20, 40, 60):
+            source = ops.explain_tokens(features.to(dtype), tokens, 0.7, backend)
+            assert int((source == torch.arange(64).view(4, 16)).sum()) == tokens
+
+
 @built
 def test_equal_distances_give_equal_tokens(isa: str) -> None:
     """Of vectors with sixteen entries of 1/4 in any order of sums: whole numbers, and ties without end."""

@@ -222,6 +222,10 @@ def test_a_long_video_stays_within_its_workspace(record_property: Record) -> Non
     peak = torch.cuda.max_memory_allocated() - before
     record_property("figure", f"{peak / 2**20:.0f} MiB beside {features.nbytes / 2**20:.0f} MiB of features")
     assert peak <= GIB
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ops.explain_tokens(features, t * n // 10, 0.7, backend="triton")
+    assert torch.cuda.max_memory_allocated() - before <= GIB // 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

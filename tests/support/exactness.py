@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from flashvid_vllm.ops import explain, reference
+from flashvid_vllm.ops.cosines import inner
 
 NEAR = 1e-5
 
@@ -84,7 +85,7 @@ def assert_explained(features: Tensor, tokens: int, still: float, got: Tensor, e
     num_frames, n = got.shape
     finite = explain.is_finite(features)
     unit = explain.directions(features, finite)
-    apart = explain.distances(unit)
+    apart = explain.distances(inner(unit, unit))
     news = explain.through_time(unit, None, apart)
     begin = explain.at_least(apart, finite, still)[:, None].maximum(news).where(finite, explain.LAST)
     kept = got == torch.arange(got.numel()).view_as(got)

@@ -64,13 +64,23 @@ def made_up(frames: int, rows: int, columns: int) -> features.Encoded:
     noise = torch.randn(frames, rows * columns, 16, generator=generator)
     attention = torch.rand(frames, rows * columns, generator=generator)
     levels = torch.full((frames, 2 * rows * columns, 3), 80, dtype=torch.uint8)  # two rows of the tower to a token
-    return features.Encoded(still + 0.4 * noise, attention, (rows, columns), 1, {}, levels, (rows, 2 * columns))
+    grids = (rows, columns), (rows, 2 * columns)
+    return features.Encoded(still + 0.4 * noise, attention, grids[0], 1, {}, levels, grids[1], keeps_positions=False)
 
 
 def made_up_scene(frames: int = 6, config: FlashVidConfig | None = None, height: int = 60, width: int = 90) -> Scene:
     pictures = np.random.default_rng(0).integers(0, 255, (frames, height, width, 3), dtype=np.uint8)
     read = Frames(pictures, list(range(0, 10 * frames, 10)), 10.0)
     return make_scene("title", "model", read, made_up(frames, 4, 5), config or FlashVidConfig(retention_ratio=0.3))
+
+
+def test_what_is_drawn_is_what_is_served() -> None:
+    """`adaptive` asks whether the LLM sees tokens at their positions; LLaVA's does not, unless the server says so."""
+    config, encoded = FlashVidConfig(retention_ratio=0.4, method="adaptive"), made_up(6, 4, 5)
+    drawn = made_up_scene(config=config).video.source_index
+    served = {keeps: compress(encoded.features, None, config, keeps_positions=keeps) for keeps in (False, True)}
+    assert torch.equal(drawn, served[False].source_index)
+    assert not torch.equal(drawn, served[True].source_index)
 
 
 def data_of(path: Path) -> dict[str, Any]:
@@ -97,6 +107,7 @@ def test_a_models_features_and_attention_are_the_oracles(model: Callable[[str], 
     assert (len(got.features), *got.grid) == grid
     assert got.frames_each == (2 if kind.startswith("qwen") else 1)
     assert got.preset == (QWEN_PRESET if kind.startswith("qwen") else {})
+    assert got.keeps_positions == kind.startswith("qwen")
     width = got.features.shape[2]  # DeepStack's levels lie behind
     torch.testing.assert_close(got.features.cpu(), expected[..., :width], rtol=0, atol=1e-5)
     torch.testing.assert_close(got.attention.cpu(), attention, rtol=1e-4, atol=0)

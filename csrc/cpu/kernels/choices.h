@@ -66,7 +66,8 @@ float best_match(const float* row, int64_t n, const float* inverse_norms, const 
 // Distances whose order is the same however their products were summed.
 inline Vec steps_apart(Vec product, float inverse_norm, Vec inverse_norms) {
   const Vec distance = (1.0f - product * inverse_norm * inverse_norms) / kDistanceStep;
-  return (distance + 12582912.0f) - 12582912.0f;  // adding 1.5 * 2^23 rounds to a whole number
+  const Vec whole = (distance + 12582912.0f) - 12582912.0f;  // adding 1.5 * 2^23 rounds to a whole number
+  return maximum(whole, splat(0.0f));
 }
 
 int64_t distance_steps(float* row, int64_t n, float inverse_norm, const float* inverse_norms) {

@@ -25,7 +25,7 @@ def compress(
 
     Args:
         features: [T, N, D], contiguous.
-        attention: not read: as a weight of the residuals it made answers worse.
+        attention: not read: as a weight of the residuals it made no answer better, and with positions kept many worse.
         budget: says B.
         backend: of the ops.
         keeps_positions: whether the LLM sees kept tokens at their positions in the whole video.

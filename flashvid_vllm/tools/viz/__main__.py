@@ -3,11 +3,12 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...core.config import FlashVidConfig
-from ...core.settings import SINGLE, check_server, resolve
+from ...core.settings import ORIGINAL, POSITIONS, SINGLE, check_server, resolve
 from ...serving.cli import json_object, number
 from ..command import Parser, count
 from ..errors import UserError
@@ -76,6 +77,8 @@ def run(options: argparse.Namespace) -> None:
     with torch.inference_mode():
         encoded = (encode_with_model if options.model else encode_with_clip)(tower, frames.pictures)
     config = _config(options, encoded.preset)
+    if (options.config or {}).get(POSITIONS) == ORIGINAL:
+        encoded = replace(encoded, keeps_positions=True)
     try:
         scene = make_scene(options.video.name, Path(tower).name, frames, encoded, config)
     except ValueError as error:  # a backend or a peer's parts that are not there

@@ -14,6 +14,7 @@ import flashvid_vllm.ops as ops
 
 from ...core.levels import PixelScale, frame_rows, merged_rows
 from ...models import FAMILIES
+from ...models.rope import keeps_positions
 from ..errors import UserError
 from . import need
 
@@ -33,6 +34,7 @@ class Encoded:
         preset: the paper's settings for the model's family.
         levels: [T, P, C] uint8, the pixels of the rows that the tower computes (`flashvid_vllm.core.levels`).
         row_grid: rows of these over a frame's height and width; their product is P.
+        keeps_positions: whether a server has the LLM see kept tokens at their positions, unless told otherwise.
     """
 
     features: Tensor
@@ -42,6 +44,7 @@ class Encoded:
     preset: Mapping[str, Any]
     levels: Tensor
     row_grid: tuple[int, int]
+    keeps_positions: bool
 
 
 def encode_with_model(name: str, frames: np.ndarray) -> Encoded:
@@ -71,7 +74,10 @@ def encode_with_model(name: str, frames: np.ndarray) -> Encoded:
         sizes = (vision.spatial_merge_size**2, vision.temporal_patch_size, vision.patch_size)
         rows = merged_rows(pixels.pixel_values_videos, (len(features), math.prod(grid)), *sizes)
     levels = PixelScale.of(processor).levels(rows.cpu())
-    return Encoded(features, attention, grid, frames_each, _OFFERED[architecture].preset, levels, row_grid)
+    family = _OFFERED[architecture]
+    return Encoded(
+        features, attention, grid, frames_each, family.preset, levels, row_grid, keeps_positions(architecture, {})
+    )
 
 
 def encode_with_clip(name: str, frames: np.ndarray) -> Encoded:
@@ -91,7 +97,7 @@ def encode_with_clip(name: str, frames: np.ndarray) -> Encoded:
     rows, row_grid = _patches(pixels, vision)
     levels = PixelScale.of(processor).levels(rows)
     features, attention = out.hidden_states[-2][:, 1:], watched.received()[:, 1:]
-    return Encoded(features, attention, (side, side), 1, {}, levels, row_grid)
+    return Encoded(features, attention, (side, side), 1, {}, levels, row_grid, keeps_positions=False)
 
 
 def _patches(frames: Tensor, vision: Any) -> tuple[Tensor, tuple[int, int]]:

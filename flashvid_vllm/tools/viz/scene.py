@@ -68,7 +68,7 @@ def make_scene(title: str, model: str, frames: Frames, encoded: Encoded, config:
     """Compress a video and gather what is drawn of it."""
     features, attention = encoded.features.cpu(), encoded.attention.cpu()
     num_frames, n = attention.shape
-    video = compress(features, attention, config)
+    video = compress(features, attention, config, keeps_positions=encoded.keeps_positions)
     budget = plan(num_frames, n, config)
     segment: list[int] = []
     computed = _computed(encoded, config) if config.encodes_less else None

@@ -99,7 +99,7 @@ def test_pipeline(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
         triton_backend.UNREGISTERED["received_attention"](query, query)
         triton_backend.UNREGISTERED["explain_tokens"](features.to("meta"), 9, 0.7)
     every = {one.name for one in triton_backend.launch_plan(3, 33, 130, torch.float32, 2, 9)}
-    assert ran == every - {one.name for one in launches}
+    assert ran == every - ({one.name for one in launches} - {"gram_kernel"})
 
 
 @pytest.mark.skipif(not FULL, reason="make test-full")
