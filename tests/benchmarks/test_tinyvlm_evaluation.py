@@ -39,7 +39,8 @@ def test_frames_are_left_out_before_a_video_is_compressed() -> None:
     shown = cell.shown(video).tokens
     assert torch.equal(shown, video.tokens[[0, 2, 4, 6, 8]])
     tokens, place = cell.tokens(video)
-    assert place is not None and len(tokens) == 20
+    assert place is not None
+    assert len(tokens) == 20
     assert int(place.max()) < 5 * 49  # positions in what is shown
 
 
