@@ -35,7 +35,7 @@ def check(features: Tensor, tokens: int, still: float) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_as_torch_does(isa: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     whole = shape[0] * shape[1]
-    for kind in VIDEOS:
+    for kind in VIDEOS if isa in (ISAS[0], ISAS[-1]) else ("scene", "nan"):
         features = video(kind, *shape, dtype)[0]
         for tokens in {1, -(-whole // 10), -(-whole // 3), whole}:
             check(features, tokens, 0.7)

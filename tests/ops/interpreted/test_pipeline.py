@@ -197,6 +197,7 @@ def test_ops_are_registered_soundly() -> None:
         "tree_roots": (torch.full((3, 9), -1),),
         "pool_trees": (features, root, mask),
         "cluster_tokens": (features[0], 3, 5),
+        "explain_tokens": (features, 9, 0.7),
         "received_attention": (query, query),
         "compress": (features, attention, 2, 4, "attention_diversity_event", "tree", 0.8, 0.9, 2),
     }
