@@ -17,5 +17,6 @@ test time only, and served by vLLM with the plugin as any user's LLaVA-OneVision
     python -m benchmarks.tinyvlm encoder         what a share of the encoder's work costs, on 160 of the videos
     python -m benchmarks.tinyvlm budgets         `adaptive` beside FlashVID and the best peers, and its ablation
     python -m benchmarks.tinyvlm wide            the same on a second model with its own tower, trained if there is none
+    python -m benchmarks.tinyvlm tables          every page again from the committed answers, in a minute
     python -m benchmarks.tinyvlm inner           tokens dropped inside the LLM: FlashVID's hybrid and FastV
 """

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,6 +34,7 @@ STAGES = (
     "budgets",
     "inner",
     "wide",
+    "tables",
 )
 BLIND = 1500  # training videos whose questions are learned without them
 
@@ -152,6 +154,21 @@ def write_budgets(page: budgets.Page, weights: Path, results: Path) -> None:
     budgets.write(budgets.answer(load_weights(weights), page, CACHE), page, results)
 
 
+def write_tables(options: argparse.Namespace) -> None:
+    """Every page of figures from the answers that are there."""
+
+    def found(name: str) -> dict[str, Any]:
+        read: dict[str, Any] = json.loads((options.results / f"{name}.json").read_text())
+        return read
+
+    (options.results / "accuracy.md").write_text(report.markdown(found("accuracy")))
+    report.write_variants(found("variants"), options.results)
+    encoder.write(found("encoder"), options.results)
+    inner.write(found("inner"), options.results)
+    for page in (budgets.FIRST, budgets.SECOND):
+        budgets.write(found(page.name), page, options.results)
+
+
 def drop_inside(options: argparse.Namespace) -> None:
     """Tokens dropped inside the LLM, in torch and served."""
     Store("test", inner.VIDEOS).fill()
@@ -201,6 +218,7 @@ def main() -> int:
         "budgets": compare_budgets,
         "inner": drop_inside,
         "wide": compare_again,
+        "tables": write_tables,
     }
     stages[options.stage](options)
     return 0

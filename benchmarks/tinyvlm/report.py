@@ -85,7 +85,8 @@ def _overview(rows: list[dict[str, Any]]) -> list[str]:
         f"| | {' | '.join(['100 %', *(f'{ratio:.0%}' for ratio in ratios)])} |",
         f"|---|{'---:|' * (len(ratios) + 1)}",
     ]
-    for method in sorted(METHODS, key=lambda method: -sum(found[method, ratio] for ratio in ratios)):
+    asked = {method for method, _ in found}.intersection(METHODS)  # those that there were
+    for method in sorted(asked, key=lambda method: (-sum(found[method, ratio] for ratio in ratios), method)):
         line = " | ".join(f"{100 * found[method, ratio]:.1f}" for ratio in ratios)
         lines.append(f"| {method} | {100 * plain:.1f} | {line} |")
     return lines
