@@ -42,6 +42,7 @@ def all_launches(target: str) -> Iterator[Launch]:
 TRIED = [name for name in TARGETS if name not in ("sm_86", "sm_89", "gfx950")]
 
 
+@pytest.mark.slow  # not an engine, but a minute of one core
 @pytest.mark.longer("compiles")
 @pytest.mark.parametrize("target", TRIED)
 def test_every_kernel(target: str) -> None:

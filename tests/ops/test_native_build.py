@@ -20,8 +20,9 @@ FULL = os.environ.get("FLASHVID_TESTS") == "full"
 
 
 def full(test: Callable[..., None]) -> Callable[..., None]:
-    """Only under FLASHVID_TESTS=full: it takes a minute."""
-    return pytest.mark.longer(pytest.mark.skipif(not FULL, reason="takes a minute; make test-full")(test))
+    """Only under FLASHVID_TESTS=full: it takes a minute; early, so that no core waits for it at the end."""
+    marked = pytest.mark.skipif(not FULL, reason="takes a minute; make test-full")(test)
+    return pytest.mark.longer(pytest.mark.slow(marked))
 
 
 compiled = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
