@@ -42,11 +42,21 @@ FAULTS = [
     Fault(OPS + "reference.py", "delta.log() - sparsity", "delta - sparsity", "golden"),
     Fault(OPS + "reference.py", "received / (heads * n)", "received / n", "golden"),
     Fault(OPS + "explain.py", "(news <= to_kept) & ~kept", "(news < to_kept) & ~kept", "methods_oracle"),
-    Fault(OPS + "farthest.py", "own > most ", "own >= most ", "triton"),
     Fault(PLUGIN + "models/rope.py", "return not FAMILIES[architecture].consecutive or", "return True or", "families"),
     Fault(OPS + "select.py", "tl.where(step == 1, to_choice,", "tl.where(step == 1, near,", "triton"),
-    Fault(OPS + "select.py", "score > best ", "score >= best ", "triton"),
-    Fault(OPS + "match.py", "tile_best > best ", "tile_best >= best ", "triton"),
+    *(
+        Fault(
+            OPS + file,
+            f"take_better({value}, {at}, {best}, {best_at})",
+            f"tl.maximum({value}, {best}), tl.where({value} >= {best}, {at}, {best_at})",
+            "triton",
+        )
+        for file, value, at, best, best_at in (
+            ("select.py", "score", "at", "best", "best_at"),
+            ("match.py", "tile_best", "first + tile_index", "best", "best_index"),
+            ("farthest.py", "own", "at", "most", "most_at"),
+        )
+    ),
     Fault(OPS + "peaks.py", "few = tl.minimum(neighbours, num_tokens)", "few = neighbours", "triton"),
     # the encoder: attention, pieces
     Fault(

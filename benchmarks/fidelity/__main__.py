@@ -5,10 +5,10 @@
 
 Features and received attention are those of CLIP ViT-B/16 after its tenth layer, 16 frames x 196 tokens x 768. The two
 layers that are left, the last norm and the projection run on what a method returns (`adaptive` for an LLM that sees
-tokens at their positions), and the class embedding is compared
-with that of the full run (`measures.Views` says who attends to whom). `density` is reported beside it: the
-cosine of each token to the one that stands for it. It is not quality: it counts every token alike, so it rewards
-whoever spreads tokens where the video has many, sky and wall before faces; uniform sampling does well on it.
+tokens at their positions), and the class embedding is compared with that of the full run (`measures.Views` says who
+attends to whom). `density` is reported beside it: the cosine of each token to the one that stands for it. It is not
+quality: it counts every token alike, so it rewards whoever spreads tokens where the video has many, sky and wall before
+faces; uniform sampling does well on it.
 """
 
 import argparse

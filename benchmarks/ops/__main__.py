@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from flashvid_vllm import CompressedVideo, FlashVidConfig, compress, env_info, ops
+from flashvid_vllm import FlashVidConfig, compress, env_info, ops
 from flashvid_vllm.core.budget import plan
 from flashvid_vllm.ops import native
 from tests.support.cases import video
@@ -81,14 +81,15 @@ def ceilings(dtype: torch.dtype, timer: Timer) -> tuple[float, float]:
     return 2 * big.numel() * 4 / min(times["copy"]), 2 * size**3 / min(times["product"])
 
 
+def by_backend(features: Tensor, attention: Tensor | None, config: FlashVidConfig) -> Calls:
+    """The whole compression by each backend that runs here."""
+    return {by: partial(compress, features, attention, replace(config, backend=by)) for by in env_info()["backends"]}
+
+
 def compressions(features: Tensor, attention: Tensor) -> Calls:
     """The whole compression by each backend that runs here, and by its peers."""
 
-    def pipeline(backend: str) -> Callable[[], CompressedVideo]:
-        config = FlashVidConfig(**CONFIG.to_dict() | {"backend": backend})
-        return lambda: compress(features, attention, config)
-
-    found: Calls = {backend: pipeline(backend) for backend in env_info()["backends"]}
+    found = by_backend(features, attention, CONFIG)
     turned = features.transpose(1, 2)
     found["two bmm"] = lambda: (torch.bmm(features, turned), torch.bmm(features[1:], turned[:-1]))
     try:
@@ -105,11 +106,7 @@ def compressions(features: Tensor, attention: Tensor) -> Calls:
 def adaptive(features: Tensor) -> Calls:
     """The method of this project by each backend that runs here, and FlashVID by the best of them."""
     attention = features.new_ones(features.shape[:2], dtype=torch.float32)
-    found: Calls = {
-        backend: partial(compress, features, None, FlashVidConfig(**ADAPTIVE.to_dict() | {"backend": backend}))
-        for backend in env_info()["backends"]
-    }
-    return found | {"FlashVID": partial(compress, features, attention, CONFIG)}
+    return by_backend(features, None, ADAPTIVE) | {"FlashVID": partial(compress, features, attention, CONFIG)}
 
 
 def op_calls(features: Tensor, attention: Tensor, encoder: list[int]) -> dict[str, Calls]:

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "distances.h"
 
+#include "products.h"
+
 #include <cmath>
 #include <limits>
 
@@ -127,12 +129,7 @@ void RowDistances::complete(int64_t n) {
       distance[i * n + j] = value < kInfinity ? value : kInfinity;  // NaN too
     }
   }
-  constexpr int64_t kBlock = 16;  // so that the lines read stay in the cache until all of them is
-  for (int64_t from = 0; from < n; from += kBlock) {
-    for (int64_t i = from; i < n; ++i) {
-      for (int64_t j = from; j < std::min(from + kBlock, i); ++j) distance[i * n + j] = distance[j * n + i];
-    }
-  }
+  mirror(distance, n, n);
 }
 
 const float* RowDistances::measure(const Video& video, const Groups& groups, int64_t first, int64_t n,

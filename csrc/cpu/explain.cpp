@@ -14,7 +14,6 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLast = -1, kPicked = -2;  // below any distance: tokens that are not finite, and those that are picked
-
 constexpr int64_t kApart = 100000;         // steps, of a token that is not finite to any other
 
 // What a thread needs for one frame.
@@ -35,7 +34,7 @@ class Explanation {
         still_(still),
         threads_(threads),
         use_(kernels()),
-        norms_(video),
+        norms_(measure(video, threads)),
         finite_(video.num_tokens()),
         news_(video.num_tokens()),
         residual_(video.num_frames * picks_),
@@ -44,7 +43,7 @@ class Explanation {
 
   void run(int64_t* source) {
     auto all = workspaces<Workspace>(video_.num_frames, threads_, video_, use_);
-    measure_tokens(all);
+    find_finite(all);
     std::vector<uint8_t> any(static_cast<size_t>(video_.num_tokens()), 1);
     parallel_for(video_.num_frames, threads_, [&](int64_t t, int) {
       if (t > 0) match_position(use_, video_, norms_, t - 1, any.data(), news_.data(), source);
@@ -67,19 +66,15 @@ class Explanation {
   }
 
  private:
-  void measure_tokens(std::vector<Workspace>& all) {
+  // All tokens of a regular frame are.
+  void find_finite(std::vector<Workspace>& all) {
     parallel_for(video_.num_frames, threads_, [&](int64_t t, int thread) {
+      std::fill_n(finite_.data() + t * video_.n, video_.n, true);
       float* wide = all[static_cast<size_t>(thread)].wide.data();
-      for (int64_t token = t * video_.n; token < (t + 1) * video_.n; ++token) {
-        const float squared = use_.sum_squares(video_.row(token), video_.dtype, video_.channels);
-        norms_.inverse[token] = squared;
-        finite_[token] = std::isfinite(squared);
-        if (!finite_[token]) {  // or too large for its square
-          use_.widen(video_.row(token), video_.dtype, video_.channels, wide);
-          finite_[token] = std::all_of(wide, wide + video_.channels, [](float x) { return std::isfinite(x); });
-        }
+      for (int64_t token = t * video_.n; token < (t + 1) * video_.n && !norms_.regular[t]; ++token) {
+        use_.widen(video_.row(token), video_.dtype, video_.channels, wide);
+        finite_[token] = std::all_of(wide, wide + video_.channels, [](float x) { return std::isfinite(x); });
       }
-      norms_.enter(video_, t);
     });
   }
 
@@ -99,12 +94,7 @@ class Explanation {
       row[i] = 0;
       total += 2 * use_.distance_steps(row + i + 1, n - i - 1, inverse[i], inverse + i + 1);
     }
-    constexpr int64_t kBlock = 16;  // so that the lines read stay in the cache until all of them is
-    for (int64_t from = 0; from < n; from += kBlock) {
-      for (int64_t i = from; i < n; ++i) {
-        for (int64_t j = from; j < std::min(from + kBlock, i); ++j) apart[i * stride + j] = apart[j * stride + i];
-      }
-    }
+    mirror(apart, n, stride);
     return total;
   }
 
@@ -118,15 +108,15 @@ class Explanation {
     total -= kApart * (n * (n - 1) - count * (count - 1));
     const double pairs = static_cast<double>(std::max<int64_t>(1, count * count));
     const float least = static_cast<float>(std::nearbyint(still_ * static_cast<double>(total) / pairs));
+    if (t > 0) {
+      std::replace_if(news, news + n, [](float cosine) { return !std::isfinite(cosine); }, 0.0f);
+      use_.distance_steps(news, n, 1.0f, norms_.ones.data());
+    }
     for (int64_t i = 0; i < n; ++i) {
       if (t == 0) {
         const float* row = mine.products.gram() + i * stride;
         const double away = std::accumulate(row, row + n, 0.0) / static_cast<double>(n);
         news[i] = static_cast<float>(std::max(0.0, std::nearbyint(2 * kApart - away)));
-      } else {
-        float product = std::isfinite(news[i]) ? news[i] : 0.0f;
-        use_.distance_steps(&product, 1, 1.0f, &kOne);
-        news[i] = product;
       }
       mine.left[i] = finite[i] ? std::max(least, news[i]) : kLast;
     }
@@ -188,7 +178,6 @@ class Explanation {
     }
   }
 
-  static constexpr float kOne = 1;
   const Video video_;
   const int64_t tokens_, picks_;
   const double still_;

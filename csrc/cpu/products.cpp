@@ -58,6 +58,15 @@ Norms measure(const Video& video, int threads) {
   return norms;
 }
 
+void mirror(float* matrix, int64_t n, int64_t stride) {
+  constexpr int64_t kBlock = 16;  // so that the lines read stay in the cache until all of them is
+  for (int64_t from = 0; from < n; from += kBlock) {
+    for (int64_t i = from; i < n; ++i) {
+      for (int64_t j = from; j < std::min(from + kBlock, i); ++j) matrix[i * stride + j] = matrix[j * stride + i];
+    }
+  }
+}
+
 void make_unit(const Kernels& kernels, float* row, int64_t channels) {
   const float norm = std::sqrt(kernels.sum_squares(row, Dtype::kFloat32, channels));
   if (norm == 0) return;

@@ -26,6 +26,9 @@ struct Norms {
 
 Norms measure(const Video& video, int threads);
 
+// The entries below the diagonal of a [n, stride] matrix become those above it.
+void mirror(float* matrix, int64_t n, int64_t stride);
+
 // x / |x|, as the reference has it.
 void make_unit(const Kernels& kernels, float* row, int64_t channels);
 

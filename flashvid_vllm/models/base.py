@@ -4,6 +4,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -214,10 +215,11 @@ class FlashVidModel:
 
     def compress_video(self, features: Tensor, attention: Tensor | None, config: FlashVidConfig) -> CompressedVideo:
         """`compress`, entered in the metrics."""
+        kept = partial(compress, features, attention, config, keeps_positions=self.flashvid_keeps_positions)
         if self.flashvid_metrics is None:
-            return compress(features, attention, config, keeps_positions=self.flashvid_keeps_positions)
+            return kept()
         with self.flashvid_metrics.timed(features.device):
-            video = compress(features, attention, config, keeps_positions=self.flashvid_keeps_positions)
+            video = kept()
         self.flashvid_metrics.count(features.shape[0] * features.shape[1], len(video.tokens))
         return video
 

@@ -19,6 +19,20 @@ def finite_or(x, value):
 
 
 @triton.jit
+def take_better(value, at, best, best_at):
+    """The larger of ``value`` and ``best`` in every lane, and where it was."""
+    better = value > best  # not >=: ties go to what came earlier
+    return tl.where(better, value, best), tl.where(better, at, best_at)
+
+
+@triton.jit
+def first_of_largest(best, best_at, n):
+    """The largest of all lanes and the lowest place that has it, of those below ``n``."""
+    highest = tl.max(best, axis=0)
+    return highest, tl.min(tl.where(best == highest, best_at, n), axis=0)
+
+
+@triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """acc + a @ b in fp32. The interpreter would multiply the bits of bf16 as integers."""
     if INTERPRETED:

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device import first_of_largest, take_better
 from .launch import launch, tiles
 
 PICKED = tl.constexpr(-2.0)  # in the place of a distance: below all of them
@@ -27,11 +28,8 @@ def farthest_kernel(apart, left, residual, order, n, picks, BLOCK: tl.constexpr)
             to_pick = tl.load(apart + (frame + pick) * n + at, mask=at < known, other=float("inf"))
             own = tl.where(at == pick, PICKED, tl.minimum(own, to_pick))
             tl.store(left + frame + at, own, mask=at < n)
-            better = own > most  # not >=: ties go to the earlier block
-            most_at = tl.where(better, at, most_at)
-            most = tl.where(better, own, most)
-        highest = tl.max(most, axis=0)
-        pick = tl.min(tl.where(most == highest, most_at, n), axis=0)
+            most, most_at = take_better(own, at, most, most_at)
+        highest, pick = first_of_largest(most, most_at, n)
         tl.store(residual + t * picks + step, highest)
         tl.store(order + t * picks + step, pick)
         tl.debug_barrier()  # what one thread stored another may load

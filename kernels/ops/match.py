@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import dot, finite_or, inverse_norm, is_finite
+from .device import dot, finite_or, inverse_norm, is_finite, take_better
 from .launch import cdiv, dot_precision, launch, power_of_2
 
 
@@ -71,9 +71,7 @@ def match_kernel(
             cosine = finite_or(acc * inverse_m[:, None] * inverse_n[None, :], float("-inf"))
             cosine = tl.where(usable[None, :], cosine, float("-inf"))
             tile_best, tile_index = tl.max(cosine, axis=1, return_indices=True)
-            better = tile_best > best  # not >=: ties go to the earlier tile
-            best_index = tl.where(better, first + tile_index, best_index)
-            best = tl.where(better, tile_best, best)
+            best, best_index = take_better(tile_best, first + tile_index, best, best_index)
     _store_links(similarity, parent, candidate, t * n + at_m, at_m < n, in_segment, best, best_index, threshold)
 
 

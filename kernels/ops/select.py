@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import finite_or, inverse_norm
+from .device import finite_or, first_of_largest, inverse_norm, take_better
 from .launch import cdiv, launch, tiles
 
 FLAT_DISTANCE = tl.constexpr(1e-5)  # cosine distances below are rounding, and count as 0
@@ -84,11 +84,8 @@ def select_kernel(
                 score *= w.to(tl.float32)
             score = finite_or(score, LOWEST_SCORE)
             score = tl.where(inside & (near != PICKED), score, float("-inf"))
-            better = score > best  # not >=: ties go to the earlier block
-            best_at = tl.where(better, at, best_at)
-            best = tl.where(better, score, best)
-        highest = tl.max(best, axis=0)
-        choice = tl.min(tl.where(best == highest, best_at, n), axis=0)
+            best, best_at = take_better(score, at, best, best_at)
+        _, choice = first_of_largest(best, best_at, n)
         tl.debug_barrier()  # what one thread stored another may load
     known = tl.where(choice >= 0, n, 0)
     picked_before = tl.full([], 0, tl.int32)

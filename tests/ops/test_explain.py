@@ -3,26 +3,17 @@
 
 Torch against brute force is tests/core/test_methods_oracle.py, Triton against torch interpreted/test_ops.py."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 
 from flashvid_vllm import ops
 from flashvid_vllm.ops import native, reference
+from tests.ops.conftest import ISAS
 from tests.support.cases import DTYPES, SHAPES, VIDEOS, video
 from tests.support.exactness import assert_explained
 
 built = pytest.mark.skipif(bool(native.MISSING), reason=native.MISSING or "built")
-ISAS = native.isas() if not native.MISSING else []
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.use_isa(request.param)
-    yield request.param
-    native.use_isa("")
 
 
 def check(features: Tensor, tokens: int, still: float) -> None:

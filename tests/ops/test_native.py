@@ -5,7 +5,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,13 +19,13 @@ from flashvid_vllm import CompressedVideo, FlashVidConfig
 from flashvid_vllm.core.budget import plan
 from flashvid_vllm.ops import native, reference
 from tests.core.test_compress import FIELDS, SELECTIONS, assert_sound, configs
+from tests.ops.conftest import ISAS
 from tests.ops.test_golden import config_of
 from tests.ops.test_reference import half_mask, op_inputs, tensors
 from tests.support.cases import DTYPES, GOLDEN, SHAPES, VIDEOS, assert_close, golden, video
 from tests.support.exactness import assert_clustered, assert_linked, assert_selected
 
 pytestmark = pytest.mark.skipif(bool(native.MISSING), reason=native.MISSING or "built")
-ISAS = native.isas() if not native.MISSING else []
 KINDS = ("scene", "noise", "letterbox", "static", "zeros", "nan", "infinite")
 
 SETTINGS = ("attention_diversity_event", "tree", 0.8, 0.9, 2)
@@ -42,13 +42,6 @@ OPS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "received_attention": lambda v: native.received_attention(v["query"], v["key"]),
     "compress": lambda v: native.compress_on_device(v["features"], v["weight"], 3, 5, *SETTINGS),
 }
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.use_isa(request.param)
-    yield request.param
-    native.use_isa("")
 
 
 @pytest.fixture(autouse=True)
